@@ -1,0 +1,11 @@
+"""Weight normalization for any JAX model, as a transform of its parameter tree."""
+
+from wn_jax import _interop as _interop
+from wn_jax._node import WeightNorm as WeightNorm
+from wn_jax._transform import kernel_axes as kernel_axes
+from wn_jax._transform import labels as labels
+from wn_jax._transform import reconstruct as reconstruct
+from wn_jax._transform import reparameterize as reparameterize
+from wn_jax._wrap import wrap as wrap
+
+__version__ = "0.1.0"

@@ -1,0 +1,202 @@
+"""The tree side: putting nodes into a parameter tree, and getting plain weights out of it.
+
+This file owns paths, the choice of leaves and the errors about them; what a node computes is `_node`'s.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wn_jax._boxes import is_box, unbox
+from wn_jax._node import WeightNorm, is_node
+
+Axes = int | Iterable[int]
+
+
+def reparameterize(params: Any, axes: Mapping[str, Axes | None] | Callable[[str, Any], Axes | None]) -> Any:
+    """A copy of `params` in which the chosen weights are `WeightNorm` nodes. The function that they define is unchanged.
+
+    Arguments:
+        params: any pytree of arrays, such as Flax variables, an `nnx.State`, an Equinox module, a `TrainState`. Leaves may be
+            boxed (`nn.Partitioned`, `nnx.Param`): the box moves inside, around `g` and around `v`.
+        axes: which leaves, and over which axes their norm runs: a dict from leaf path to axes (`kernel_axes` makes one), or a
+            function `(path, leaf) -> axes or None` that is asked about every leaf, boxes removed. A path is what
+            `jax.tree_util.keystr(path, simple=True, separator="/")` writes, `"params/Dense_0/kernel"`, without the key of a box.
+            `None` leaves a weight alone.
+
+    Returns:
+        A new tree. It goes through `jax.tree`, optax, Orbax and `flax.serialization` as any other; models need
+        `wrap(model.apply)` or `reconstruct` to see weights in it.
+
+    Raises:
+        ValueError: nothing matches; a path is unknown or names two leaves; an axis is out of range; a leaf is an integer or
+            complex array, not an array, or already a node.
+        TypeError: `axes` is neither a mapping nor a function.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
+    >>> nodes = reparameterize(params, {"Dense_0/kernel": -2})
+    >>> nodes["Dense_0"]["kernel"].g.shape
+    (1, 2)
+    """
+    paths, leaves, treedef = _flatten(params)
+    chosen = _choose(axes, paths, leaves)
+    if not chosen:
+        raise ValueError(
+            f"axes match no leaf of params, so nothing would be reparameterized. Its leaves are {_some(paths)}. "
+            "wn_jax.kernel_axes(params) finds those named 'kernel'."
+        )
+    duplicates = [path for path, count in collections.Counter(paths).items() if count > 1 and path in chosen]
+    if duplicates:
+        raise ValueError(f"two leaves of params have the path {duplicates[0]!r}; rename one of the keys that contain '/'")
+    new = [_node_of(path, leaf, chosen[path]) if path in chosen else leaf for path, leaf in zip(paths, leaves, strict=True)]
+    return jax.tree_util.tree_unflatten(treedef, new)
+
+
+def reconstruct(tree: Any) -> Any:
+    """The plain tree: every node replaced by its weight, innermost first. Inside or outside `jit`.
+
+    Fold a trained model with it once, for serving or export; `wrap` does it in each call. A tree without nodes comes back as
+    it is. On gradients, optimizer moments or other trees of the same structure the result is meaningless: `g` and `v` are
+    then no magnitude and direction. (`wn_jax.optim.transfer_state` converts moments.)
+
+    Raises:
+        ValueError: from a node whose shapes do not fit.
+        TypeError: from a node that holds no arrays.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.ones((3, 2))}
+    >>> reconstruct(reparameterize(params, kernel_axes(params)))["kernel"].shape
+    (3, 2)
+    """
+    leaves = jax.tree_util.tree_leaves(tree, is_leaf=is_node)
+    if not any(is_node(leaf) for leaf in leaves):
+        return tree
+    return jax.tree_util.tree_map(_rebuild, tree, is_leaf=is_node)
+
+
+def kernel_axes(params: Any) -> dict[str, tuple[int, ...]]:
+    """Axes by Flax's naming: each leaf named `kernel` with two axes or more, reduced over all of them but the last.
+
+    Right for `nn.Dense` and `nn.Conv`, and a guess from a name. It is wrong for attention projections (`nn.MultiHeadDotProductAttention`
+    has query kernels of `(features, heads, head_features)`, which reduce over the first axis only), for
+    `nn.ConvTranspose(transpose_kernel=True)` (the output features are the last axis but one), and for layers stacked by `nn.scan`
+    or `nn.vmap` (the leading axis counts copies, each with a norm of its own). Edit the dict for those: `axes[path] = (-3,)`.
+
+    >>> import jax.numpy as jnp
+    >>> kernel_axes({"Conv_0": {"kernel": jnp.ones((3, 3, 16, 32)), "bias": jnp.zeros(32)}})
+    {'Conv_0/kernel': (-4, -3, -2)}
+    """
+    paths, leaves, _ = _flatten(params)
+    ranks = {path: jnp.ndim(_array_of(leaf)) for path, leaf in zip(paths, leaves, strict=True) if _is_kernel(path, leaf)}
+    return {path: tuple(range(-rank, -1)) for path, rank in ranks.items() if rank >= 2}
+
+
+def labels(params: Any) -> Any:
+    """The structure of `params` with `'g'`, `'v'` or `'other'` at each leaf, for `optax.partition` and masks.
+
+    Works on every tree of that structure, gradients and shapes included.
+
+    >>> import jax.numpy as jnp
+    >>> labels({"kernel": WeightNorm(jnp.ones((1, 2)), jnp.ones((3, 2)), (-2,)), "bias": jnp.zeros(2)})
+    {'bias': 'other', 'kernel': WeightNorm(g='g', v='v', axes=(-2,))}
+    """
+
+    def fill(tree: Any, label: str) -> Any:
+        return jax.tree_util.tree_map(lambda _: label, tree)
+
+    def label(x: Any) -> Any:
+        if isinstance(x, WeightNorm):
+            return dataclasses.replace(x, g=fill(x.g, "g"), v=fill(x.v, "v"))
+        return "other"
+
+    return jax.tree_util.tree_map(label, params, is_leaf=lambda x: isinstance(x, WeightNorm))
+
+
+def leaf_path(path: tuple[Any, ...]) -> str:
+    """A key path as the one string that wn_jax uses for it."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _flatten(params: Any) -> tuple[list[str], list[Any], Any]:
+    """Paths and leaves of `params`; a node and a box count as leaves."""
+    pairs, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: is_node(x) or is_box(x))
+    return [leaf_path(path) for path, _ in pairs], [leaf for _, leaf in pairs], treedef
+
+
+def _choose(axes: Any, paths: list[str], leaves: list[Any]) -> dict[str, Axes]:
+    """The axes of each leaf that was chosen."""
+    if isinstance(axes, Mapping):
+        unknown = [path for path in axes if path not in paths]
+        if unknown:
+            raise ValueError(_unknown_paths(unknown, paths))
+        answers = list(axes.items())
+    elif callable(axes):
+        answers = [(path, axes(path, _array_of(leaf))) for path, leaf in zip(paths, leaves, strict=True)]
+    else:
+        raise TypeError(
+            f"axes must be a dict from leaf path to axes, or a function (path, leaf) -> axes or None; got {type(axes).__name__}"
+        )
+    return {path: answer for path, answer in answers if answer is not None}
+
+
+def _unknown_paths(unknown: list[Any], paths: list[str]) -> str:
+    def line(path: Any) -> str:
+        if not isinstance(path, str):
+            return f"{path!r} (a path is a string such as 'params/Dense_0/kernel')"
+        moved = [other for other in paths if other.split("/", 1)[-1] == path or path.split("/", 1)[-1] == other]
+        close = moved or difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
+        return repr(path) + (f" (did you mean {' or '.join(map(repr, close[:3]))}?)" if close else "")
+
+    shown = "; ".join(line(path) for path in unknown[:5]) + ("; ..." if len(unknown) > 5 else "")
+    return f"axes name leaves that params does not have: {shown}. Its leaves are {_some(paths)}."
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(map(repr, paths[:8])) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "") if paths else "none"
+
+
+def _array_of(leaf: Any) -> Any:
+    """What a rule over leaves sees: the value in a box, and for a node the shape and dtype of its weight."""
+    return jax.eval_shape(lambda node: unbox(_rebuild(node)), leaf) if is_node(leaf) else unbox(leaf)
+
+
+def _is_kernel(path: str, leaf: Any) -> bool:
+    return path.rsplit("/", 1)[-1] == "kernel" and hasattr(_array_of(leaf), "shape")
+
+
+def _node_of(path: str, leaf: Any, axes: Axes) -> WeightNorm:
+    """The node for one leaf, or an error that says which leaf is meant."""
+    array = unbox(leaf)
+    if is_node(leaf):
+        raise ValueError(f"{path!r} is already a {type(leaf).__name__} node; leave it out of axes, or reconstruct(params) first")
+    if not (hasattr(array, "shape") and hasattr(array, "dtype")):
+        raise ValueError(f"{path!r} is a {type(array).__name__}, not an array, and has no norm; leave it out of axes")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+            f"{path!r} has shape {array.shape} and dtype {array.dtype}, but weight normalization needs real floating-point "
+            "numbers; leave it out of axes"
+        )
+    try:
+        return WeightNorm.from_weight(leaf, axes)
+    except (ValueError, TypeError) as error:
+        if isinstance(array, jax.ShapeDtypeStruct):
+            raise ValueError(
+                f"{path!r} is abstract; use jax.eval_shape(lambda p: reparameterize(p, axes), params)"
+            ) from error
+        raise ValueError(f"{path!r} cannot be reparameterized: {error}") from error
+
+
+def _rebuild(x: Any) -> Any:
+    """The weight of a node, after those of the nodes inside it."""
+    if not is_node(x):
+        return x
+    children = jax.tree_util.tree_map(_rebuild, x, is_leaf=lambda y: y is not x and is_node(y))
+    return children.weight()
