@@ -1,8 +1,8 @@
 """Boxes: what a framework puts around a parameter to carry metadata, such as sharding names.
 
 Flax Linen boxes a parameter in an `AxisMetadata` (`nn.Partitioned`, `nn.LogicallyPartitioned`), Flax NNX in a
-`Variable` (`nnx.Param`). This file owns taking a value out of its box and putting another value into a like one; it knows
-nothing of nodes.
+`Variable` (`nnx.Param`). This file owns taking a value out of its box and putting another value into a like one; it
+knows nothing of nodes.
 """
 
 from __future__ import annotations

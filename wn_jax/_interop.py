@@ -1,7 +1,7 @@
 """Registrations, so that nodes pass through other libraries: `flax.serialization` and `jax.export`.
 
-Without them the first returns a node unsaved and the second refuses the tree. Both formats carry the axes, as `g` and `v`
-alone do not say which weight they stand for.
+Without them the first returns a node unsaved and the second refuses the tree. Both formats carry the axes, as `g`
+and `v` alone do not say which weight they stand for.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def _from_state_dict(target: WeightNorm, state: Any) -> WeightNorm:
     if not isinstance(state, dict) or set(state) != {"g", "v", "axes"}:
         found = sorted(state) if isinstance(state, dict) else f"a {type(state).__name__}"
         raise ValueError(
-            f"{path}: the target is a WeightNorm node, but the saved state holds {found} and not 'axes', 'g' and 'v'. A plain "
-            "weight is loaded into a plain tree, and that is reparameterized."
+            f"{path}: the target is a WeightNorm node, but the saved state holds {found} and not 'axes', 'g' and 'v'. "
+            "A plain weight is loaded into a plain tree, and that is reparameterized."
         )
     axes = tuple(int(axis) for axis in np.atleast_1d(state["axes"]))
     if axes != target.axes:

@@ -1,7 +1,7 @@
 """The node protocol, and `WeightNorm`: the mathematics of `w = g * v / ||v||`.
 
-A node stands in a parameter tree where a weight leaf stood and can rebuild that weight. This file owns what a node is and
-what weight normalization computes; finding the leaves to replace is `_transform`'s work.
+A node stands in a parameter tree where a weight leaf stood and can rebuild that weight. This file owns what a node
+is and what weight normalization computes; finding the leaves to replace is `_transform`'s work.
 
 Source: Salimans & Kingma, *Weight Normalization* (2016), arXiv 1602.07868, equations 2 and 3.
 """
@@ -34,14 +34,12 @@ class Node(Protocol):
 
 
 def is_node(x: Any) -> bool:
-    """Whether `x` follows the node protocol. Asked of the type, as `equinox.nn.Linear` has a `weight` that is an array."""
+    """Whether `x` follows the node protocol. Asked of the type, as `equinox.nn.Linear` has an array named `weight`."""
     kind = type(x)
     return callable(getattr(kind, "weight", None)) and callable(getattr(kind, "factors", None))
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("g", "v"), meta_fields=("axes",)
-)
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("g", "v"), meta_fields=("axes",))
 @dataclasses.dataclass(frozen=True, eq=False)
 class WeightNorm:
     """A weight as magnitude `g` and direction `v`: `w = g * v / ||v||`, the norm running over `axes`.
@@ -49,16 +47,16 @@ class WeightNorm:
     Arguments:
         g: the magnitudes, shaped as `v` with size 1 at `axes`; float32, or float64 for a float64 `v`.
         v: the directions, of the weight's shape and dtype; their length does not matter to the weight.
-        axes: the reduction axes (the fan-in), counted from the end, so that they stay right when `vmap`, `scan` or a stack
-            of layers adds a leading axis. Static.
+        axes: the reduction axes (the fan-in), counted from the end, so that they stay right when `vmap`, `scan` or
+            a stack of layers adds a leading axis. Static.
 
-    The constructor checks nothing, as trees of shardings, labels and masks have this structure too. Build a node from a
-    weight with `from_weight`.
+    The constructor checks nothing, as trees of shardings, labels and masks have this structure too. Build a node
+    from a weight with `from_weight`.
 
-    Numerics: the norm and `g / ||v||` are computed in float32 at least, without an epsilon, and the product is rounded
-    once. `weight()` is exact to that rounding wherever `||v||^2` is a normal number of that dtype. Elsewhere (`v` of zeros,
-    or a `||v||^2` that under- or overflows) the weight and its derivatives are 0: finite, but dead. `from_weight` never
-    makes such a `v`. NaN and infinity in `v` or `g` are kept visible as NaN.
+    Numerics: the norm and `g / ||v||` are computed in float32 at least, without an epsilon, and the product is
+    rounded once. `weight()` is exact to that rounding wherever `||v||^2` is a normal number of that dtype.
+    Elsewhere (`v` of zeros, or a `||v||^2` that under- or overflows) the weight and its derivatives are 0: finite,
+    but dead. `from_weight` never makes such a `v`. NaN and infinity in `v` or `g` are kept visible as NaN.
 
     >>> import jax.numpy as jnp
     >>> node = WeightNorm.from_weight(jnp.array([[3.0, 0.5], [4.0, 0.0]]), axes=-2)
@@ -77,14 +75,15 @@ class WeightNorm:
     def from_weight(cls, weight: Any, axes: int | Iterable[int]) -> WeightNorm:
         """The node of a weight: `g = ||weight||` and `v = weight`, so that `weight()` returns it bit for bit.
 
-        Two kinds of weight vector get another `v`, of the same function:
-        one that is exactly zero gets `g = 0` and a random unit direction from a fixed key, so that it can train (at `v = 0` no
-        gradient would ever arrive); one whose squared norm could leave the range of float32 is multiplied by a power of two,
-        which is exact. (Subnormal numbers count as zero, as XLA flushes them on most devices, and entries more than 2^70
-        below the largest of a vector over 1e16 can be flushed to zero too.)
+        Two kinds of weight vector get another `v`, of the same function: one that is exactly zero gets `g = 0` and
+        a random unit direction from a fixed key, so that it can train (at `v = 0` no gradient would ever arrive);
+        one whose squared norm could leave the range of float32 is multiplied by a power of two, which is exact.
+        (Subnormal numbers count as zero, as XLA flushes them on most devices, and entries more than 2^70 below the
+        largest of a vector over 1e16 can be flushed to zero too.)
 
         Arguments:
-            weight: a floating-point array, or a Flax box around one. `g` gets a like box, without sharding names on `axes`.
+            weight: a floating-point array, or a Flax box around one. `g` gets a like box, without sharding names on
+                `axes`.
             axes: the axes to reduce over, from either end; they are stored counted from the end.
 
         Raises:
@@ -113,18 +112,18 @@ class WeightNorm:
         return rebox(self.v, (wide * _scale(g, wide, self.axes) + zero).astype(v.dtype))
 
     def factors(self) -> tuple[Any, Any]:
-        """`(v, g / ||v||)`: `v` as it is stored, and one number a feature, in float32 at least. Raises as `weight` does."""
+        """`(v, g / ||v||)`: `v` as stored, and one number a feature, in float32 at least. Raises as `weight` does."""
         g, v = self._arrays()
         return self.v, _scale(g, v.astype(_norm_dtype(v)), self.axes)
 
     def _arrays(self) -> tuple[jax.Array, jax.Array]:
-        """`g` and `v` without their boxes, `g` in the dtype of the norm; checked, as any code may have built the node."""
+        """`g`, in the dtype of the norm, and `v`, out of their boxes; checked, as any code may have built the node."""
         g, v = unbox(self.g), unbox(self.v)
         for name, value in (("g", g), ("v", v)):
             if not (hasattr(value, "shape") and hasattr(value, "dtype")):
                 raise TypeError(
-                    f"WeightNorm.{name} is a {type(value).__name__}, not an array: a tree of labels, specs or masks holds "
-                    "no weights, and a node inside a node is rebuilt by wn_jax.reconstruct"
+                    f"WeightNorm.{name} is a {type(value).__name__}, not an array: a tree of labels, specs or masks "
+                    "holds no weights, and a node inside a node is rebuilt by wn_jax.reconstruct"
                 )
         _check_shapes(g.shape, v.shape, self.axes)
         _refuse_manual_region()
@@ -141,7 +140,8 @@ def canonical_axes(axes: int | Iterable[int], shape: tuple[int, ...]) -> tuple[i
     for axis in given:
         if not -ndim <= axis < ndim:
             raise ValueError(
-                f"axis {axis} is out of range for shape {shape}; " + (f"use {-ndim} to {-1}" if ndim else "it has no axes")
+                f"axis {axis} is out of range for shape {shape}; "
+                + (f"use {-ndim} to {-1}" if ndim else "it has no axes")
             )
     negative = tuple(sorted(axis if axis < 0 else axis - ndim for axis in given))
     if not negative:
@@ -172,18 +172,20 @@ def _scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 @_scale.defjvp
-def _scale_jvp(axes, primals, tangents):
+def _scale_jvp(
+    axes: tuple[int, ...], primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||.
 
-    Written out because the derivative by way of ||v||^2 has factors of ||v||^-3, which overflow in a Hessian-vector product
-    from ||v|| = 1e-12 down. Here every factor has the size of a result. Where 1/||v|| is so large that its square would not
-    leave room for the gradients it multiplies, the derivative is 0.
+    Written out because the derivative by way of ||v||^2 has factors of ||v||^-3, which overflow in a Hessian-vector
+    product from ||v|| = 1e-12 down. Here every factor has the size of a result. Where 1/||v|| is so large that its
+    square would not leave room for the gradients it multiplies, the derivative is 0.
     """
     (g, v), (dg, dv) = primals, tangents
     inverse = _scale(jnp.ones_like(g), v, axes)
     dead = (inverse == 0) | (inverse > 2.0 ** (jnp.finfo(v.dtype).maxexp // 2 - 4))
     radial = jnp.sum((v * inverse) * dv, axis=axes, keepdims=True)
-    # A select, and not a product with 0: where v is dead because it is huge, `radial` and the cotangents may be infinite.
+    # A select, not a product with 0: where v is dead because it is huge, `radial` and the cotangents may be infinite.
     return _scale(g, v, axes), jnp.where(dead, 0, inverse * (dg - (g * inverse) * radial))
 
 
@@ -214,8 +216,8 @@ def _range_power(largest: jax.Array, fan_in: int) -> jax.Array:
 def _random_directions(zeros: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Unit vectors for weight vectors of zeros, from a fixed key.
 
-    `weight()` returns a direction times `g`. In a vector that holds a -0 (a pruned one: a negative number times 0), `g` is -0 and
-    the direction takes the opposite sign of each zero, so that the product has the zeros' own signs.
+    `weight()` returns a direction times `g`. In a vector that holds a -0 (a pruned one: a negative number times 0),
+    `g` is -0 and the direction takes the opposite sign of each zero, so that the product has the zeros' own signs.
     """
     noise = jax.random.normal(jax.random.key(0), zeros.shape, zeros.dtype)
     keeps_signs = jnp.any(jnp.signbit(zeros), axis=axes, keepdims=True)
@@ -230,13 +232,13 @@ def _norm_dtype(x: jax.Array) -> Any:
 def _check_shapes(g: tuple[int, ...], v: tuple[int, ...], axes: tuple[int, ...]) -> None:
     if not isinstance(axes, tuple) or canonical_axes(axes, v) != axes:
         raise ValueError(
-            f"WeightNorm.axes is {axes!r}, but must be a sorted tuple of negative ints, as WeightNorm.from_weight makes it"
+            f"WeightNorm.axes is {axes!r}, but must be a sorted tuple of negative ints; WeightNorm.from_weight makes it"
         )
     expected = tuple(1 if axis - len(v) in axes else size for axis, size in enumerate(v))
     if g != expected:
         raise ValueError(
-            f"WeightNorm.g has shape {g}, but v of shape {v} with axes {axes} needs {expected}; a stack of layers must be "
-            "sliced on the leading axis of g and v together (jax.tree.map over the node does)"
+            f"WeightNorm.g has shape {g}, but v of shape {v} with axes {axes} needs {expected}; a stack of layers must "
+            "be sliced on the leading axis of g and v together (jax.tree.map over the node does)"
         )
 
 
@@ -245,6 +247,7 @@ def _refuse_manual_region() -> None:
     manual = jax.sharding.get_abstract_mesh().manual_axes
     if manual:
         raise ValueError(
-            f"a WeightNorm node is rebuilt inside shard_map or pmap over {tuple(manual)}, where its norm would be that of one "
-            "shard. Call wn_jax.reconstruct(params) outside, and pass the plain weights in; gradients reach g and v from there."
+            f"a WeightNorm node is rebuilt inside shard_map or pmap over {tuple(manual)}, where its norm would be that "
+            "of one shard. Call wn_jax.reconstruct(params) outside, and pass the plain weights in; gradients reach g and v "
+            "from there."
         )

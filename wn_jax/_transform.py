@@ -21,23 +21,24 @@ Axes = int | Iterable[int]
 
 
 def reparameterize(params: Any, axes: Mapping[str, Axes | None] | Callable[[str, Any], Axes | None]) -> Any:
-    """A copy of `params` in which the chosen weights are `WeightNorm` nodes. The function that they define is unchanged.
+    """A copy of `params` in which the chosen weights are `WeightNorm` nodes. The function that they define is
+    unchanged.
 
     Arguments:
-        params: any pytree of arrays, such as Flax variables, an `nnx.State`, an Equinox module, a `TrainState`. Leaves may be
-            boxed (`nn.Partitioned`, `nnx.Param`): the box moves inside, around `g` and around `v`.
-        axes: which leaves, and over which axes their norm runs: a dict from leaf path to axes (`kernel_axes` makes one), or a
-            function `(path, leaf) -> axes or None` that is asked about every leaf, boxes removed. A path is what
-            `jax.tree_util.keystr(path, simple=True, separator="/")` writes, `"params/Dense_0/kernel"`, without the key of a box.
-            `None` leaves a weight alone.
+        params: any pytree of arrays, such as Flax variables, an `nnx.State`, an Equinox module, a `TrainState`.
+            Leaves may be boxed (`nn.Partitioned`, `nnx.Param`): the box moves inside, around `g` and around `v`.
+        axes: which leaves, and over which axes their norm runs: a dict from leaf path to axes (`kernel_axes` makes
+            one), or a function `(path, leaf) -> axes or None` that is asked about every leaf, boxes removed. A path
+            is what `jax.tree_util.keystr(path, simple=True, separator="/")` writes, `"params/Dense_0/kernel"`,
+            without the key of a box. `None` leaves a weight alone.
 
     Returns:
         A new tree. It goes through `jax.tree`, optax, Orbax and `flax.serialization` as any other; models need
         `wrap(model.apply)` or `reconstruct` to see weights in it.
 
     Raises:
-        ValueError: nothing matches; a path is unknown or names two leaves; an axis is out of range; a leaf is an integer or
-            complex array, not an array, or already a node.
+        ValueError: nothing matches; a path is unknown or names two leaves; an axis is out of range; a leaf is an
+            integer or complex array, not an array, or already a node.
         TypeError: `axes` is neither a mapping nor a function.
 
     >>> import jax.numpy as jnp
@@ -55,17 +56,21 @@ def reparameterize(params: Any, axes: Mapping[str, Axes | None] | Callable[[str,
         )
     duplicates = [path for path, count in collections.Counter(paths).items() if count > 1 and path in chosen]
     if duplicates:
-        raise ValueError(f"two leaves of params have the path {duplicates[0]!r}; rename one of the keys that contain '/'")
-    new = [_node_of(path, leaf, chosen[path]) if path in chosen else leaf for path, leaf in zip(paths, leaves, strict=True)]
+        raise ValueError(
+            f"two leaves of params have the path {duplicates[0]!r}; rename one of the keys that contain '/'"
+        )
+    new = [
+        _node_of(path, leaf, chosen[path]) if path in chosen else leaf for path, leaf in zip(paths, leaves, strict=True)
+    ]
     return jax.tree_util.tree_unflatten(treedef, new)
 
 
 def reconstruct(tree: Any) -> Any:
     """The plain tree: every node replaced by its weight, innermost first. Inside or outside `jit`.
 
-    Fold a trained model with it once, for serving or export; `wrap` does it in each call. A tree without nodes comes back as
-    it is. On gradients, optimizer moments or other trees of the same structure the result is meaningless: `g` and `v` are
-    then no magnitude and direction. (`wn_jax.optim.transfer_state` converts moments.)
+    Fold a trained model with it once, for serving or export; `wrap` does it in each call. A tree without nodes
+    comes back as it is. On gradients, optimizer moments or other trees of the same structure the result is
+    meaningless: `g` and `v` are then no magnitude and direction. (`wn_jax.optim.transfer_state` converts moments.)
 
     Raises:
         ValueError: from a node whose shapes do not fit.
@@ -85,17 +90,20 @@ def reconstruct(tree: Any) -> Any:
 def kernel_axes(params: Any) -> dict[str, tuple[int, ...]]:
     """Axes by Flax's naming: each leaf named `kernel` with two axes or more, reduced over all of them but the last.
 
-    Right for `nn.Dense` and `nn.Conv`, and a guess from a name. It is wrong for attention projections (`nn.MultiHeadDotProductAttention`
-    has query kernels of `(features, heads, head_features)`, which reduce over the first axis only), for
-    `nn.ConvTranspose(transpose_kernel=True)` (the output features are the last axis but one), and for layers stacked by `nn.scan`
-    or `nn.vmap` (the leading axis counts copies, each with a norm of its own). Edit the dict for those: `axes[path] = (-3,)`.
+    Right for `nn.Dense` and `nn.Conv`, and a guess from a name. It is wrong for attention projections
+    (`nn.MultiHeadDotProductAttention` has query kernels of `(features, heads, head_features)`, which reduce over
+    the first axis only), for `nn.ConvTranspose(transpose_kernel=True)` (the output features are the last axis but
+    one), and for layers stacked by `nn.scan` or `nn.vmap` (the leading axis counts copies, each with a norm of its
+    own). Edit the dict for those: `axes[path] = (-3,)`.
 
     >>> import jax.numpy as jnp
     >>> kernel_axes({"Conv_0": {"kernel": jnp.ones((3, 3, 16, 32)), "bias": jnp.zeros(32)}})
     {'Conv_0/kernel': (-4, -3, -2)}
     """
     paths, leaves, _ = _flatten(params)
-    ranks = {path: jnp.ndim(_array_of(leaf)) for path, leaf in zip(paths, leaves, strict=True) if _is_kernel(path, leaf)}
+    ranks = {
+        path: jnp.ndim(_array_of(leaf)) for path, leaf in zip(paths, leaves, strict=True) if _is_kernel(path, leaf)
+    }
     return {path: tuple(range(-rank, -1)) for path, rank in ranks.items() if rank >= 2}
 
 
@@ -142,7 +150,8 @@ def _choose(axes: Any, paths: list[str], leaves: list[Any]) -> dict[str, Axes]:
         answers = [(path, axes(path, _array_of(leaf))) for path, leaf in zip(paths, leaves, strict=True)]
     else:
         raise TypeError(
-            f"axes must be a dict from leaf path to axes, or a function (path, leaf) -> axes or None; got {type(axes).__name__}"
+            "axes must be a dict from leaf path to axes, or a function (path, leaf) -> axes or None; got "
+            f"{type(axes).__name__}"
         )
     return {path: answer for path, answer in answers if answer is not None}
 
@@ -160,7 +169,9 @@ def _unknown_paths(unknown: list[Any], paths: list[str]) -> str:
 
 
 def _some(paths: list[str]) -> str:
-    return ", ".join(map(repr, paths[:8])) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "") if paths else "none"
+    return (
+        ", ".join(map(repr, paths[:8])) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "") if paths else "none"
+    )
 
 
 def _array_of(leaf: Any) -> Any:
@@ -176,13 +187,15 @@ def _node_of(path: str, leaf: Any, axes: Axes) -> WeightNorm:
     """The node for one leaf, or an error that says which leaf is meant."""
     array = unbox(leaf)
     if is_node(leaf):
-        raise ValueError(f"{path!r} is already a {type(leaf).__name__} node; leave it out of axes, or reconstruct(params) first")
+        raise ValueError(
+            f"{path!r} is already a {type(leaf).__name__} node; leave it out of axes, or reconstruct(params) first"
+        )
     if not (hasattr(array, "shape") and hasattr(array, "dtype")):
         raise ValueError(f"{path!r} is a {type(array).__name__}, not an array, and has no norm; leave it out of axes")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
-            f"{path!r} has shape {array.shape} and dtype {array.dtype}, but weight normalization needs real floating-point "
-            "numbers; leave it out of axes"
+            f"{path!r} has shape {array.shape} and dtype {array.dtype}, but weight normalization needs real "
+            "floating-point numbers; leave it out of axes"
         )
     try:
         return WeightNorm.from_weight(leaf, axes)

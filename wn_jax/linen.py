@@ -14,12 +14,12 @@ from flax.typing import Dtype, Initializer
 class MeanOnlyBatchNorm(nn.Module):
     """Batch normalization without the division: `y = x - mean[x] + bias`.
 
-    Meant for the pre-activation of a weight-normalized layer without a bias of its own: weight normalization fixes the
-    scale and this the mean, at less cost and with less noise in the gradient than full batch normalization. The gradient
-    with respect to the pre-activation is centred. Attributes are those of `flax.linen.BatchNorm` that have a meaning here.
+    Meant for the pre-activation of a weight-normalized layer without a bias of its own: weight normalization fixes
+    the scale, and this the mean. The gradient with respect to the pre-activation is centred. Attributes are those of
+    `flax.linen.BatchNorm` that have a meaning here.
 
-    Statistics are computed in float32 at least, and the running mean is kept in float32 in the collection `batch_stats`;
-    it moves only when `batch_stats` is mutable and never during `init`.
+    Statistics are computed in float32 at least, and the running mean is kept in float32 in the collection
+    `batch_stats`; it moves only when `batch_stats` is mutable and never during `init`.
 
     Attributes:
         use_running_average: subtract the running mean (at test time) instead of the batch's.
@@ -29,8 +29,8 @@ class MeanOnlyBatchNorm(nn.Module):
         param_dtype: the dtype of the bias.
         use_bias: whether to add a learned bias, one number a feature.
         bias_init: initializer of the bias.
-        axis_name: the mapped axis, of `vmap`, `pmap` or `shard_map`, over which to average the mean. Under `jit` on sharded arrays the
-            mean is that of the global batch without it.
+        axis_name: the mapped axis, of `vmap`, `pmap` or `shard_map`, over which to average the mean. Under `jit` on
+            sharded arrays the mean is that of the global batch without it.
         axis_index_groups: groups of devices along `axis_name` that average among themselves.
 
     Source: Salimans & Kingma 2016, arXiv 1602.07868, section 4, equations 7 and 8.
@@ -54,7 +54,9 @@ class MeanOnlyBatchNorm(nn.Module):
     axis_index_groups: Any = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Subtract the mean of every feature and add the bias.
 
         Arguments:
@@ -88,7 +90,7 @@ class MeanOnlyBatchNorm(nn.Module):
         return y.astype(dtypes.canonicalize_dtype(*arguments, dtype=self.dtype))
 
     def _batch_mean(self, x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
-        """The mean over `axes`, and over the devices of `axis_name`; sums are averaged, so that masks of any size count right."""
+        """The mean over `axes` and the devices of `axis_name`. Sums are added up, so that each example counts once."""
         counted = jnp.ones((1,) * x.ndim, bool) if mask is None else mask
         total = jnp.sum(x, axes, where=counted)
         count = jnp.sum(jnp.broadcast_to(counted, x.shape), axes, dtype=x.dtype)

@@ -1,6 +1,7 @@
-"""optax pieces for trees with nodes: decay masks, norm-preserving updates, statistics to log, and moments across a rewrite.
+"""optax pieces for trees with nodes: decay masks, norm-keeping updates, statistics to log, moments across a rewrite.
 
-A learning rate of its own for `g` and `v` needs nothing from here, as `wn_jax.labels` is what `optax.partition` asks for:
+A learning rate of its own for `g` and `v` needs nothing from here, as `wn_jax.labels` is what `optax.partition`
+asks for:
 
 >>> import optax, wn_jax as wn
 >>> tx = optax.partition({"g": optax.sgd(0.01), "v": optax.sgd(0.1), "other": optax.sgd(0.1)}, wn.labels)
@@ -31,9 +32,10 @@ _SECOND_MOMENTS = frozenset({"nu", "nu_max", "sum_of_squares"})  # fields of opt
 def weight_decay_mask(params: Any, plain: Callable[[Any], bool] = lambda leaf: jnp.ndim(leaf) >= 2) -> Any:
     """A mask for `optax.adamw(mask=...)` or `optax.add_decayed_weights`: decay every `g`, no `v`.
 
-    Since `||w|| = |g|`, decaying `g` is L2 regularization of the weight: it shrinks `w` by the factor that decaying a plain `w` would. Decaying `v`
-    leaves the function as it is and only keeps `||v||` from growing, which raises the effective step (van Laarhoven 2017,
-    arXiv 1706.05350); where that is wanted, `project_directions` says it outright.
+    Since `||w|| = |g|`, decaying `g` is L2 regularization of the weight: it shrinks `w` by the factor that decaying
+    a plain `w` would. Decaying `v` leaves the function as it is and only keeps `||v||` from growing, which raises
+    the effective step (van Laarhoven 2017, arXiv 1706.05350); where that is wanted, `project_directions` says it
+    outright.
 
     Arguments:
         params: the tree with nodes.
@@ -63,12 +65,12 @@ class ProjectDirectionsState(NamedTuple):
 def project_directions() -> optax.GradientTransformation:
     """Keep every `v` at its initial norm. Chain it last, after the learning rate.
 
-    After each step `v` is scaled back to the norm it had at `init`. The function does not change by that, as the weight does
-    not depend on `||v||`; what stops is the growth of `||v||` (a gradient step is orthogonal to `v` and so always
-    lengthens it), and with it the decay of the effective step. Under SGD the direction's step stays `lr * g / ||v||^2` instead
-    of falling as `1 / ||v||^2`. Under Adam, whose updates keep their size whatever the gradient's, the angle a
-    step turns the direction by stays `lr / ||v||` instead of falling as `1 / ||v||`; so a schedule that relied on that decay
-    needs one of its own. Moments are left as they are.
+    After each step `v` is scaled back to the norm it had at `init`. The function does not change by that, as the
+    weight does not depend on `||v||`; what stops is the growth of `||v||` (a gradient step is orthogonal to `v` and
+    so always lengthens it), and with it the decay of the effective step. Under SGD the direction's step stays `lr *
+    g / ||v||^2` instead of falling as `1 / ||v||^2`. Under Adam, whose updates keep their size whatever the
+    gradient's, the angle a step turns the direction by stays `lr / ||v||` instead of falling as `1 / ||v||`; so a
+    schedule that relied on that decay needs one of its own. Moments are left as they are.
 
     This is the variant of EDM2 (arXiv 2312.02696), nGPT (arXiv 2410.01131) and SimbaV2 (arXiv 2502.15280).
 
@@ -99,16 +101,17 @@ def project_directions() -> optax.GradientTransformation:
 
 
 def direction_stats(params: Any, reduce: Callable[[jax.Array], Any] | None = jnp.mean) -> dict[str, dict[str, Any]]:
-    """What to log of every node: `v_norm`, `g` and `effective_step`, by path. One pass over `v`, inside or outside `jit`.
+    """What to log of every node: `v_norm`, `g` and `effective_step`, by path. One pass over `v`, inside or outside
+    `jit`.
 
     Arguments:
         params: the tree with nodes.
         reduce: how the features of a node become one number; `None` returns one number a feature, shaped as `g`.
 
     Returns:
-        `{path: {"v_norm": ||v||, "g": g, "effective_step": |g| / ||v||^2}}`. The effective step is the factor on the learning
-        rate for the direction: a step of plain SGD turns `w/||w||` by `lr * effective_step` times the gradient with respect to the weight,
-        as far as that is orthogonal to it. It falls as `||v||` grows.
+        `{path: {"v_norm": ||v||, "g": g, "effective_step": |g| / ||v||^2}}`. The effective step is the factor on the
+        learning rate for the direction: a step of plain SGD turns `w/||w||` by `lr * effective_step` times the
+        gradient with respect to the weight, as far as that is orthogonal to it. It falls as `||v||` grows.
 
     >>> stats = direction_stats({"kernel": WeightNorm.from_weight(jnp.array([[3.0], [4.0]]), -2)})
     >>> {name: float(value) for name, value in stats["kernel"].items()}
@@ -118,16 +121,18 @@ def direction_stats(params: Any, reduce: Callable[[jax.Array], Any] | None = jnp
 
 
 def transfer_state(opt_state: Any, params: Any, new_params: Any) -> Any:
-    """Optimizer state for `new_params`, from the state for `params`: to nodes or back to plain weights, mid-training.
+    """Optimizer state for `new_params`, from the state for `params`: to nodes or back to plain weights,
+    mid-training.
 
-    What is linear in the gradients (momentum, Adam's first moment) follows the chain rule exactly, at the current weights; what
-    is an elementwise square (`nu`, the second moment) follows it with the cross terms left out, which is the best that a
-    diagonal can do. Counters stay.
+    What is linear in the gradients (momentum, Adam's first moment) follows the chain rule exactly, at the current
+    weights; what is an elementwise square (`nu`, the second moment) follows it with the cross terms left out, which
+    is the best that a diagonal can do. Counters stay.
 
     Arguments:
         opt_state: any optax state whose arrays lie in subtrees of the structure of `params`.
         params: the parameters it belongs to.
-        new_params: the same function's parameters, as `reparameterize(params, axes)` or `reconstruct(params)` returns them.
+        new_params: the same function's parameters, as `reparameterize(params, axes)` or `reconstruct(params)`
+            returns them.
 
     Raises:
         ValueError: the state holds arrays elsewhere (factored moments, `optax.partition`), or the trees are not one
@@ -140,11 +145,14 @@ def transfer_state(opt_state: Any, params: Any, new_params: Any) -> Any:
     >>> state = transfer_state(state, params, nodes)              # on with nodes ...
     >>> state = transfer_state(state, nodes, wn.reconstruct(nodes))  # ... and back
     """
-    structure = jax.tree_util.tree_structure(params)
+    structure: Any = jax.tree_util.tree_structure(params)
     shapes = [jnp.shape(leaf) for leaf in jax.tree_util.tree_leaves(params)]
 
     def is_like_params(x: Any) -> bool:
-        return jax.tree_util.tree_structure(x) == structure and [jnp.shape(y) for y in jax.tree_util.tree_leaves(x)] == shapes
+        return (
+            jax.tree_util.tree_structure(x) == structure
+            and [jnp.shape(y) for y in jax.tree_util.tree_leaves(x)] == shapes
+        )
 
     def convert(path: Any, x: Any) -> Any:
         if is_like_params(x):
@@ -152,8 +160,8 @@ def transfer_state(opt_state: Any, params: Any, new_params: Any) -> Any:
             return _transfer_moments(x, params, new_params, squares)
         if jnp.ndim(x) > 0:
             raise ValueError(
-                f"opt_state has an array of shape {jnp.shape(x)} at {leaf_path(path)!r}, outside any subtree with the structure of "
-                "params, so its meaning is unknown; use tx.init(new_params) for this optimizer"
+                f"opt_state has an array of shape {jnp.shape(x)} at {leaf_path(path)!r}, outside any subtree with the "
+                "structure of params, so its meaning is unknown; use tx.init(new_params) for this optimizer"
             )
         return x
 

@@ -1,0 +1,13 @@
+"""`python -m experiments`."""
+
+import sys
+
+try:
+    from experiments.cli import main
+except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] in ("experiments", "wn_jax"):
+        raise
+    sys.exit(f"The experiments need {error.name!r}, which is not installed: pip install -e '.[experiments]'")
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The command line. Errors in what the user gave are one message and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments import config, data, report, run
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+console = Console()
+
+ConfigFile = Annotated[Path, typer.Argument(help="The experiment's TOML file.", metavar="CONFIG")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a key of the file: a.b=value. May be repeated.", metavar="KEY=VALUE"),
+]
+Out = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME-DATE-TIME.")]
+
+
+@app.callback()
+def about() -> None:
+    """Experiments with wn_jax: train arms of one config and see who wins."""
+
+
+@app.command()
+def compare(config_file: ConfigFile, set_: Settings = None, out: Out = None) -> None:
+    """Train all arms of CONFIG side by side; print a table, and write curves, metrics and the resolved config."""
+    with _user_errors():
+        _execute(config.load(config_file, set_ or ()), out)
+
+
+@app.command()
+def train(
+    config_file: ConfigFile,
+    arm: Annotated[str | None, typer.Option(help="Which arm. Default: the first one.")] = None,
+    set_: Settings = None,
+    out: Out = None,
+) -> None:
+    """Train one arm of CONFIG."""
+    with _user_errors():
+        experiment = config.load(config_file, set_ or ())
+        _execute(config.select(experiment, [arm or next(iter(experiment.arms))]), out)
+
+
+def main() -> None:
+    """Entry point of `python -m experiments`."""
+    app(prog_name="python -m experiments")
+
+
+def _execute(experiment: config.Experiment, out: Path | None) -> None:
+    train_config = next(iter(experiment.arms.values())).train
+    for arm in experiment.arms.values():
+        data.load(arm.data)  # so that an impossible one fails before the folder is made
+    folder = run.RunFolder(out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}", experiment)
+    records: list[run.Record] = []
+    with folder, _interruptible(folder.path, records):
+        columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            total = len(experiment.arms) * train_config.steps // train_config.steps_per_record
+            task = progress.add_task("", total=total)
+            on_compile = lambda arm: progress.update(task, description=f"compiling {arm}")  # noqa: E731
+            for record in run.execute(experiment, on_compile):
+                folder.write(record)
+                records.append(record)
+                loss = sum(record["train_loss"]) / len(record["train_loss"])
+                progress.update(task, advance=1, description=f"{record['arm']}: loss {loss:.4f}")
+    _report(experiment, train_config, records, folder.path)
+
+
+def _report(
+    experiment: config.Experiment, train_config: config.TrainConfig, records: list[run.Record], path: Path
+) -> None:
+    target = train_config.target_loss
+    rows = report.summarize(records, target)
+    title = f"{experiment.name}: {train_config.steps} steps, {train_config.seeds} seeds"
+    report.write_summary(rows, path / "summary.json")
+    report.plot(records, rows, target, title, path / "curves.png")
+    console.print(report.table(rows, title, target))
+    console.print(f"curves: {path / 'curves.png'}\nall of the run: {path}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _user_errors() -> Iterator[None]:
+    try:
+        yield
+    except config.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def _interruptible(path: Path, records: list[run.Record]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        step = records[-1]["step"] if records else 0
+        print(f"interrupted at step {step}; the metrics up to there: {path / 'metrics.jsonl'}", file=sys.stderr)
+        raise typer.Exit(130) from None
