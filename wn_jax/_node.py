@@ -54,7 +54,8 @@ class WeightNorm:
     from a weight with `from_weight`.
 
     Numerics: the norm and `g / ||v||` are computed in float32 at least, without an epsilon, and the product is
-    rounded once. `weight()` is exact to that rounding wherever `||v||^2` is a normal number of that dtype.
+    rounded once. `weight()` is exact to that rounding wherever `||v||^2` and the squares that make it up are normal
+    numbers of that dtype, which for float32 is from `||v||` around 1e-16 to 1e19; below, XLA flushes squares to zero.
     Elsewhere (`v` of zeros, or a `||v||^2` that under- or overflows) the weight and its derivatives are 0: finite,
     but dead. `from_weight` never makes such a `v`. NaN and infinity in `v` or `g` are kept visible as NaN.
 
@@ -105,11 +106,8 @@ class WeightNorm:
             TypeError: the node holds something else than arrays (labels, specs, another node).
         """
         g, v = self._arrays()
-        wide = v.astype(_norm_dtype(v))
-        # A vector of +0 has a signed direction times 0, which is +-0. Adding its g, a +0, makes all of them +0 again;
-        # adding -0 changes no number.
-        zero = jnp.where(g == 0, jax.lax.stop_gradient(g), -0.0)
-        return rebox(self.v, (wide * _scale(g, wide, self.axes) + zero).astype(v.dtype))
+        scale = _scale(g, v.astype(_norm_dtype(v)), self.axes)
+        return rebox(self.v, _product(g, v, scale))
 
     def factors(self) -> tuple[Any, Any]:
         """`(v, g / ||v||)`: `v` as stored, and one number a feature, in float32 at least. Raises as `weight` does."""
@@ -151,10 +149,12 @@ def canonical_axes(axes: int | Iterable[int], shape: tuple[int, ...]) -> tuple[i
     return negative
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def norm(v: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """`||v||` over `axes`, kept as size 1, and whether its square is a normal number; where not, the norm reads 1.
 
-    NaN counts as normal, so that it stays visible.
+    NaN counts as normal, so that it stays visible. Compiled as one, so that eager code gets the same bits for a `g`
+    and, later, for the norm that divides it.
     """
     squares = jnp.sum(v * v, axis=axes, keepdims=True)
     limits = jnp.finfo(v.dtype)
@@ -189,40 +189,65 @@ def _scale_jvp(
     return _scale(g, v, axes), jnp.where(dead, 0, inverse * (dg - (g * inverse) * radial))
 
 
+@jax.jit
+def _product(g: jax.Array, v: jax.Array, scale: jax.Array) -> jax.Array:
+    """`v * scale`, rounded once."""
+    # A vector of zeros has a signed direction times 0, which is +-0. Adding its g, a +0, makes all of them +0 again;
+    # adding -0 changes no number.
+    zero = jnp.where(g == 0, jax.lax.stop_gradient(g), -0.0)
+    return (v.astype(scale.dtype) * scale + zero).astype(v.dtype)
+
+
 def _split(weight: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """`g` and `v` of a weight, as `WeightNorm.from_weight` documents them."""
+    v, power, zero = _into_range(weight, axes)
+    if isinstance(weight, jax.core.Tracer):
+        v = jax.lax.cond(jnp.any(zero), lambda: _fill_zeros(weight, v, zero, axes), lambda: v)
+    elif zero.any():  # eagerly, the random numbers are compiled only where they are needed
+        v = _fill_zeros(weight, v, zero, axes)
+    return _magnitude(weight, *norm(v, axes), power, zero, axes), v
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _into_range(weight: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The weight times a power of two for which its squares can be summed, that power, and which vectors are zero."""
     limits = jnp.finfo(weight.dtype)
+    fan_in = math.prod(weight.shape[axis] for axis in axes)
+    low, high = limits.minexp // 4, (limits.maxexp - fan_in.bit_length()) // 2
     largest = jnp.max(jnp.abs(jax.lax.stop_gradient(weight)), axis=axes, keepdims=True, initial=0)
     zero = largest < limits.tiny
-    power = jnp.where(zero, 1, _range_power(largest, math.prod(weight.shape[axis] for axis in axes)))
-    v = weight * power
-    v = jax.lax.cond(jnp.any(zero), lambda: jnp.where(zero, _random_directions(weight, axes), v), lambda: v)
-    length, normal = norm(v, axes)
-    negative_zero = jnp.any(jnp.signbit(weight), axis=axes, keepdims=True)
-    g_of_zero = jnp.where(negative_zero, -0.0, 0.0).astype(weight.dtype)
-    g = jnp.where(normal, length / power, largest)  # an infinite entry stays infinite in g
-    return jnp.where(zero, g_of_zero, g), v
-
-
-def _range_power(largest: jax.Array, fan_in: int) -> jax.Array:
-    """The power of two that brings vectors with this largest entry into the range where their squares can be summed."""
-    limits = jnp.finfo(largest.dtype)
-    low, high = limits.minexp // 4, (limits.maxexp - fan_in.bit_length()) // 2
     _, exponent = jnp.frexp(largest)
     shift = jnp.where(exponent < low, -exponent, jnp.where(exponent > high, high - exponent, 0))
-    return jnp.ldexp(jnp.ones_like(largest), shift)
+    power = jnp.ldexp(jnp.ones_like(largest), jnp.where(zero, 0, shift))
+    return weight * power, power, zero
 
 
-def _random_directions(zeros: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Unit vectors for weight vectors of zeros, from a fixed key.
+@functools.partial(jax.jit, static_argnums=5)
+def _magnitude(
+    weight: jax.Array, length: jax.Array, normal: jax.Array, power: jax.Array, zero: jax.Array, axes: tuple[int, ...]
+) -> jax.Array:
+    """`g`: the norm, as it was before the power of two; for zeros the signed 0 that `_fill_zeros` asks for."""
+    signed_zero = jnp.where(_has_negative_zero(weight, axes), -0.0, 0.0).astype(length.dtype)
+    g = jnp.where(normal, length / power, jnp.inf)  # what is not normal after `_into_range` has an infinite entry
+    return jnp.where(zero, signed_zero, g)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _fill_zeros(weight: jax.Array, v: jax.Array, zero: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """`v`, with random unit vectors from a fixed key where the weight is zero.
 
     `weight()` returns a direction times `g`. In a vector that holds a -0 (a pruned one: a negative number times 0),
     `g` is -0 and the direction takes the opposite sign of each zero, so that the product has the zeros' own signs.
     """
-    noise = jax.random.normal(jax.random.key(0), zeros.shape, zeros.dtype)
-    keeps_signs = jnp.any(jnp.signbit(zeros), axis=axes, keepdims=True)
-    noise = jnp.where(keeps_signs, jnp.copysign(noise, -zeros), noise)
-    return noise / norm(noise, axes)[0]
+    noise = jax.random.normal(jax.random.key(0), (weight.size,), weight.dtype).reshape(weight.shape)
+    noise = noise + jnp.zeros_like(weight)  # in a mesh with explicit axes, this gives it the weight's sharding
+    noise = jnp.where(_has_negative_zero(weight, axes), jnp.copysign(noise, -weight), noise)
+    return jnp.where(zero, noise / norm(noise, axes)[0], v)
+
+
+def _has_negative_zero(weight: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Of vectors of zeros: whether one of them is -0."""
+    return jnp.any(jnp.signbit(weight), axis=axes, keepdims=True)
 
 
 def _norm_dtype(x: jax.Array) -> Any:
@@ -248,6 +273,6 @@ def _refuse_manual_region() -> None:
     if manual:
         raise ValueError(
             f"a WeightNorm node is rebuilt inside shard_map or pmap over {tuple(manual)}, where its norm would be that "
-            "of one shard. Call wn_jax.reconstruct(params) outside, and pass the plain weights in; gradients reach g and v "
-            "from there."
+            "of one shard. Call wn_jax.reconstruct(params) outside and pass the plain weights in; gradients reach g "
+            "and v from there."
         )
