@@ -88,7 +88,7 @@ def project_directions() -> optax.GradientTransformation:
 
     def update(updates: Any, state: ProjectDirectionsState, params: Any = None) -> tuple[Any, ProjectDirectionsState]:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError("project_directions needs the parameters: call tx.update(updates, state, params)")
 
         def project(path: Any, update: Any, node: Any) -> Any:
             if not (isinstance(node, WeightNorm) and _has_direction(node)):

@@ -1,0 +1,122 @@
+"""Configs that cannot run: one message with file, key, what is allowed and what was meant; exit code 2; no run folder."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+from experiments import cli, config
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "configs" / "digits.toml"
+
+
+def fails(*args):
+    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output + result.stderr
+    return result.stderr
+
+
+# What is written over the digits config, and what the error says.
+BAD = {
+    "unknown key": (
+        "[optimizer]\nlearning_rat = 0.1",
+        "optimizer.learning_rat: unknown key (did you mean 'learning_rate'?); allowed: name, learning_rate, momentum",
+    ),
+    "unknown table": ("[optimiser]\nx = 1", "optimiser: unknown key (did you mean 'optimizer'?)"),
+    "wrong type": ("[train]\nseeds = 'five'", "train.seeds: Input should be a valid integer; got 'five'"),
+    "out of range": ("[optimizer]\nmomentum = 1.5", "optimizer.momentum: Input should be less than 1; got 1.5"),
+    "no such choice": (
+        "[optimizer]\nname = 'adm'",
+        "optimizer.name: 'adm' is not allowed (did you mean 'adam'?); allowed: sgd, adam",
+    ),
+    "unknown key of an arm": (
+        "[arms.wn]\nmodel.weigth_norm = true",
+        "arms.wn.model.weigth_norm: unknown key (did you mean 'weight_norm'?)",
+    ),
+    "no such choice in an arm": (
+        "[arms.wn]\nmodel.norm = 'bach'",
+        "arms.wn.model.norm: 'bach' is not allowed (did you mean 'batch'?)",
+    ),
+    "an arm that is no table": ("[arms]\nwn = 3", "arms must be tables"),
+    "an arm of another length": ("[arms.wn]\ntrain.steps = 24", "arms are compared at the same steps"),
+    "uneven records": ("[train]\nsteps_per_record = 7", "steps (600) must be a multiple of steps_per_record (7)"),
+    "a batch too large": ("[data]\nbatch_size = 5000", "5000 is more than the 1297 training examples"),
+    "no name": ("name = ''", "name: String should match pattern"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_config(name, tmp_path):
+    text, message = BAD[name]
+    raw = tomllib.loads(DIGITS.read_text())
+    del raw["arms"]
+    for key, value in tomllib.loads(text).items():
+        raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
+    file = tmp_path / "bad.toml"
+    file.write_text(tomli_w.dumps(raw))
+    errors = fails("compare", file, "--out", tmp_path / "run")
+    assert message in errors
+    assert str(file) in errors or "examples" in message
+    assert not (tmp_path / "run").exists()
+
+
+ARGUMENTS = {
+    "misspelt file": (["configs/digit.toml"], "configs/digit.toml: no such config file (did you mean 'digits.toml'?)"),
+    "no such folder": (["nowhere/x.toml"], "nowhere/x.toml: no such config file"),
+    "a folder": (["configs"], "configs: cannot be read"),
+    "unknown arm": (
+        [DIGITS, "--arm", "weight-norm"],
+        "unknown arm 'weight-norm' (did you mean 'weight_norm'?); arms: ",
+    ),
+    "unknown key": ([DIGITS, "--set", "optimizer.lr=0.1"], "optimizer.lr: unknown key; allowed: name, learning_rate"),
+    "no value": ([DIGITS, "--set", "optimizer"], "--set optimizer: expected a.b=value"),
+    "no table": ([DIGITS, "--set", "name.x=1"], "--set name.x=1: 'name' is a value, not a table"),
+    "bare text": ([DIGITS, "--set", "optimizer.name=adma"], "'adma' is not allowed (did you mean 'adam'?)"),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_bad_arguments(name, tmp_path, monkeypatch):
+    arguments, message = ARGUMENTS[name]
+    monkeypatch.chdir(ROOT)
+    assert message in fails("train", *arguments, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_toml_names_the_line(tmp_path):
+    (tmp_path / "broken.toml").write_text("[data\nname = 1")
+    errors = fails("compare", tmp_path / "broken.toml")
+    assert "broken.toml: not valid TOML: " in errors
+    assert "line 1" in errors
+
+
+def test_a_folder_with_another_run_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "already exists and is not an empty folder" in fails("compare", DIGITS, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert "cannot be written" in fails("compare", DIGITS, "--out", tmp_path / "notes.txt" / "run")
+
+
+def test_settings_reach_base_and_arms():
+    experiment = config.load(DIGITS, ["optimizer.learning_rate=0.5", "arms.plain.optimizer.learning_rate=0.25"])
+    rates = {name: arm.optimizer.learning_rate for name, arm in experiment.arms.items()}
+    assert rates.pop("plain") == 0.25
+    assert set(rates.values()) == {0.5}
+
+
+def test_a_config_without_arms_is_one_arm(tmp_path):
+    raw = tomllib.loads(DIGITS.read_text())
+    del raw["arms"]
+    (tmp_path / "base.toml").write_text(tomli_w.dumps(raw))
+    assert list(config.load(tmp_path / "base.toml").arms) == ["base"]
+
+
+def test_the_resolved_config_loads_as_the_same_experiment(tmp_path):
+    experiment = config.load(DIGITS)
+    (tmp_path / "resolved.toml").write_text(tomli_w.dumps(config.to_dict(experiment)))
+    assert config.load(tmp_path / "resolved.toml") == experiment
