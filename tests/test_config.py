@@ -1,4 +1,4 @@
-"""Configs that cannot run: one message with file, key, what is allowed and what was meant; exit code 2; no run folder."""
+"""Configs that cannot run: one message with file, key, what is allowed and was meant; exit code 2; no run folder."""
 
 import tomllib
 from pathlib import Path

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 import wn_jax as wn
 from experiments import cli, config, data, report, step
 
-pytestmark = pytest.mark.xdist_group("experiments")  # one worker makes the run that several tests look at
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "configs" / "digits.toml"
 TINY = ["train.steps=8", "train.steps_per_record=4", "train.seeds=2", "model.hidden=[16]", "train.target_loss=2.0"]

@@ -18,8 +18,7 @@ def zoo(name):
     return model, wn.reparameterize(model.params, model.axes)
 
 
-# One worker has all tests of a model, and so builds and compiles it once.
-every_model = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ZOO])
+every_model = pytest.mark.parametrize("name", ZOO)
 
 
 def arrays(tree):
