@@ -98,7 +98,9 @@ def test_arms_of_a_seed_start_from_the_same_kernels_and_see_the_same_batches():
     for state in states.values():
         kernels = wn.reconstruct(state.params)
         for layer in ("Dense_0", "Dense_1"):
-            np.testing.assert_array_equal(kernels[layer]["kernel"], plain[layer]["kernel"])
+            np.testing.assert_allclose(
+                kernels[layer]["kernel"], plain[layer]["kernel"], rtol=3e-7
+            )  # jit to eager: 1 ulp
         np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(states["plain"].key))
     a, b = (arms[name].evaluate(states[name])["test_loss"] for name in ("plain", "weight_norm"))
     np.testing.assert_allclose(a, b, rtol=1e-6)  # the same function

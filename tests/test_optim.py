@@ -76,6 +76,7 @@ def test_decaying_g_is_l2_on_the_weight_and_decaying_v_changes_nothing(model, no
         np.testing.assert_allclose(after.weight(), 0.9 * before.weight(), rtol=1e-6)
         np.testing.assert_array_equal(after.v, before.v)
     assert mask["params"]["layers_0"]["bias"] is False
+    train(model, nodes, optax.adamw(1e-3, mask=optim.weight_decay_mask), 1)  # as a function, too
     only_v = jax.tree.map(lambda label: label == "v", wn.labels(nodes))
     decay = optax.chain(optax.add_decayed_weights(0.1, only_v), optax.scale(-1.0))
     updates, _ = decay.update(zeros, decay.init(nodes), nodes)

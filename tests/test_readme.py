@@ -1,0 +1,30 @@
+"""The README's code runs, as printed."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_blocks_run_in_order():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["logits"].shape == (32, 10)
+    assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 18
+
+
+def test_the_table_of_peers_names_tests_that_exist():
+    tests = (ROOT / "tests" / "test_peers.py").read_text()
+    named = re.findall(r"\| `(test_\w+)` \|", README)
+    assert len(named) == 7
+    assert all(f"def {name}(" in tests for name in named)
+
+
+def test_the_two_commands_can_be_found_by_ci():
+    for name in ("main-command", "test-command"):
+        (command,) = re.findall(rf"<!-- {name} -->\n```bash\n(.*?)\n```", README, re.DOTALL)
+        assert command.startswith("python3 -m venv .venv && ")
