@@ -2,12 +2,14 @@
 
 import sys
 
-try:
-    from experiments.cli import main
-except ModuleNotFoundError as error:
-    if (error.name or "").split(".")[0] in ("experiments", "wn_jax"):
-        raise
-    sys.exit(f"The experiments need {error.name!r}, which is not installed: pip install -e '.[experiments]'")
+from experiments import interrupt
 
 if __name__ == "__main__":
+    interrupt.install()
+    try:
+        from experiments.cli import main
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("experiments", "wn_jax"):
+            raise
+        sys.exit(f"The experiments need {error.name!r}, which is not installed: pip install -e '.[experiments]'")
     main()

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import config, data, report, run
+from experiments import config, interrupt, report, run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -48,7 +48,7 @@ def train(
     """Train one arm of CONFIG."""
     with _user_errors():
         experiment = config.load(config_file, set_ or ())
-        _execute(config.select(experiment, [arm or next(iter(experiment.arms))]), out)
+        _execute(config.select(experiment, [next(iter(experiment.arms)) if arm is None else arm]), out)
 
 
 def main() -> None:
@@ -57,23 +57,28 @@ def main() -> None:
 
 
 def _execute(experiment: config.Experiment, out: Path | None) -> None:
+    path = out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run.check_free(path)
     train_config = next(iter(experiment.arms.values())).train
-    for arm in experiment.arms.values():
-        data.load(arm.data)  # so that an impossible one fails before the folder is made
-    folder = run.RunFolder(out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}", experiment)
     records: list[run.Record] = []
-    with folder, _interruptible(folder.path, records):
-        columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
-            total = len(experiment.arms) * train_config.steps // train_config.steps_per_record
-            task = progress.add_task("", total=total)
-            on_compile = lambda arm: progress.update(task, description=f"compiling {arm}")  # noqa: E731
-            for record in run.execute(experiment, on_compile):
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _interruptible(path, records), Progress(*columns, console=console) as progress:
+        total = len(experiment.arms) * train_config.steps // train_config.steps_per_record
+        task = progress.add_task("", total=total)
+
+        def on_compile(arm: str) -> None:
+            interrupt.check()
+            progress.update(task, description=f"compiling {arm}")
+
+        runners = run.prepare(experiment, on_compile)
+        with run.RunFolder(path, experiment) as folder:  # only now, so that what cannot run leaves none behind
+            for record in run.execute(runners, train_config):
                 folder.write(record)
                 records.append(record)
                 loss = sum(record["train_loss"]) / len(record["train_loss"])
                 progress.update(task, advance=1, description=f"{record['arm']}: loss {loss:.4f}")
-    _report(experiment, train_config, records, folder.path)
+                interrupt.check()
+    _report(experiment, train_config, records, path)
 
 
 def _report(
@@ -102,6 +107,8 @@ def _interruptible(path: Path, records: list[run.Record]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        step = records[-1]["step"] if records else 0
-        print(f"interrupted at step {step}; the metrics up to there: {path / 'metrics.jsonl'}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        if records:
+            print(f"interrupted at step {records[-1]['step']}; the metrics: {path / 'metrics.jsonl'}", file=sys.stderr)
+        else:
+            print("interrupted before the first record; nothing was written", file=sys.stderr)
+        raise typer.Exit(interrupt.EXIT_CODE) from None

@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import pydantic
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message is meant for the person who wrote it."""
+
+
+# JAX counts steps and seeds in 32 bits.
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _Table(pydantic.BaseModel):
@@ -28,13 +33,13 @@ class DataConfig(_Table):
     """The data set, and how many examples a step sees."""
 
     name: Literal["digits"]
-    batch_size: PositiveInt
+    batch_size: Count
 
 
 class ModelConfig(_Table):
     """A multilayer perceptron. `norm` acts on each hidden layer's pre-activation, `weight_norm` on every kernel."""
 
-    hidden: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+    hidden: Annotated[tuple[Count, ...], Field(strict=False)]
     norm: Literal["none", "batch", "mean_only"] = "none"
     weight_norm: bool = False
 
@@ -50,10 +55,10 @@ class OptimizerConfig(_Table):
 class TrainConfig(_Table):
     """Length of training. Metrics are recorded every `steps_per_record` steps, which are one jitted call."""
 
-    steps: PositiveInt
-    steps_per_record: PositiveInt
-    seeds: PositiveInt
-    first_seed: NonNegativeInt = 0
+    steps: Count
+    steps_per_record: Count
+    seeds: Count
+    first_seed: Seed = 0
     target_loss: PositiveFloat
 
     @pydantic.model_validator(mode="after")
@@ -72,11 +77,14 @@ class ArmConfig(_Table):
     train: TrainConfig
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+
+
 class Experiment(_Table):
     """A name and the resolved arms, in the order of the file. Without `[arms]` the base is the one arm, `base`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-    arms: dict[str, ArmConfig]
+    name: Name
+    arms: dict[Name, ArmConfig]
 
 
 def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
@@ -93,7 +101,8 @@ def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
     raw = _read(Path(path))
     for setting in settings:
         _apply(raw, setting)
-    name, overrides = raw.pop("name", None), raw.pop("arms", {})
+    header = {"name": raw.pop("name")} if "name" in raw else {}
+    overrides = raw.pop("arms", {})
     if not isinstance(overrides, dict) or not all(isinstance(override, dict) for override in overrides.values()):
         raise ConfigError(f"{source}: arms must be tables of overrides, such as [arms.plain]")
     base = _checked(ArmConfig, raw, source, {})
@@ -101,7 +110,7 @@ def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
     arms = {arm: _checked(ArmConfig, merged[arm], source, {f"arms.{arm}": overrides[arm]}) for arm in merged}
     if any(arm.train != base.train for arm in arms.values()):
         raise ConfigError(f"{source}: an arm overrides a key of [train]; arms are compared at the same steps and seeds")
-    return _checked(Experiment, {"name": name, "arms": arms or {"base": base}}, source, {})
+    return _checked(Experiment, {**header, "arms": arms or {"base": base}}, source, {})
 
 
 def select(experiment: Experiment, arms: Iterable[str]) -> Experiment:
@@ -140,20 +149,32 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _apply(raw: dict[str, Any], setting: str) -> None:
+    """Write one `--set` into the file's content."""
     key, equals, text = setting.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {setting}: expected a.b=value, such as optimizer.learning_rate=0.1")
+    try:
+        parts, table = [], tomllib.loads(f"{key} = 0") if equals else {}
+        while isinstance(table, dict):
+            ((part, table),) = table.items()
+            parts.append(part)
+    except (tomllib.TOMLDecodeError, ValueError):
+        raise ConfigError(f"--set {setting}: expected a.b=value, such as optimizer.learning_rate=0.1") from None
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    if parts[0] == "arms" and len(parts) > 1:
+        _check_arm(parts[1], raw.get("arms", {}))
     table = raw
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
             raise ConfigError(f"--set {setting}: {part!r} is a value, not a table")
     table[parts[-1]] = value
+
+
+def _check_arm(arm: str, arms: Iterable[str]) -> None:
+    if arm not in arms:
+        raise ConfigError(f"unknown arm {arm!r}{_nearest(arm, arms)}; arms: {', '.join(arms)}")
 
 
 def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +197,7 @@ def _checked(model: type[_Table], raw: Mapping[str, Any], source: str, overrides
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = _location(first["loc"], overrides)
-        raise ConfigError(f"{source}: {where}: {_explain(model, first)}") from None
+        raise ConfigError(f"{source}: {where}: {_explain(model, first, in_arm=bool(overrides))}") from None
 
 
 def _location(loc: tuple[Any, ...], overrides: Mapping[str, Any]) -> str:
@@ -190,11 +211,11 @@ def _location(loc: tuple[Any, ...], overrides: Mapping[str, Any]) -> str:
     return ".".join(map(str, loc)) or "config"
 
 
-def _explain(model: type[_Table], error: Any) -> str:
+def _explain(model: type[_Table], error: Any, in_arm: bool) -> str:
     *parents, key = error["loc"] or ("",)
     if error["type"] == "extra_forbidden":
         allowed = list(_table_at(model, parents).model_fields)
-        if model is ArmConfig and not parents:
+        if model is ArmConfig and not parents and not in_arm:
             allowed += ["name", "arms"]
         return f"unknown key{_nearest(str(key), allowed)}; allowed: {', '.join(allowed)}"
     if error["type"] == "literal_error":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -54,6 +55,7 @@ def batch_indices(key: jax.Array, examples: int, batch_size: int, first_step: ja
     return batches[step // per_epoch - first_epoch, step % per_epoch]
 
 
+@functools.cache
 def _digits() -> Dataset:
     """1,797 handwritten digits of 8 x 8 pixels (UCI, bundled with scikit-learn): 1,297 to train on, 500 to test on.
 

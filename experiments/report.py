@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -16,9 +15,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import rich.box
 from matplotlib.axes import Axes
+from rich.markup import escape
 from rich.table import Table
 
-Record = dict[str, Any]
+from experiments.run import Record
+
 # Okabe & Ito's palette, which people with any colour vision can tell apart.
 _COLOURS = ["#000000", "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7"]
 
@@ -65,7 +66,7 @@ def write_summary(rows: list[Row], path: Path) -> None:
 def table(rows: list[Row], title: str, target_loss: float) -> Table:
     """The table for the terminal, under 80 columns wide."""
     caption = f"mean ± standard error over {rows[0].seeds} seeds; time over that of {rows[0].arm}"
-    view = Table(title=title, caption=caption, box=rich.box.SIMPLE_HEAD)
+    view = Table(title=escape(title), caption=caption, box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
     columns = ("arm", "test error %", "train loss", f"steps to {target_loss:g}", "time / step")
     for column in columns:
         view.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)

@@ -35,8 +35,7 @@ class RunFolder:
     """A fresh folder with `config.toml` (it runs again), `environment.json` and, record by record, `metrics.jsonl`."""
 
     def __init__(self, path: Path, experiment: config.Experiment):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise config.ConfigError(f"{path}: already exists and is not an empty folder; choose another with --out")
+        check_free(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / "config.toml").write_text(tomli_w.dumps(config.to_dict(experiment)), encoding="utf-8")
@@ -58,18 +57,39 @@ class RunFolder:
         self._metrics.close()
 
 
-def execute(experiment: config.Experiment, on_compile: Callable[[str], None] = lambda arm: None) -> Iterator[Record]:
-    """Train all arms, all seeds of an arm in one vmapped program, and yield the records.
+def check_free(path: Path) -> None:
+    """That a run folder can be made at `path`.
 
-    A record holds `arm`, `step`, `seconds_per_step` (of all seeds together), and lists with a number a seed:
-    `train_loss` (the mean minibatch loss since the last record), `test_loss` and `test_error`. Everything is
-    compiled before the first record, so that no time includes compilation; `on_compile` hears of each arm.
+    Raises:
+        ConfigError: there is something already.
+    """
+    try:
+        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise config.ConfigError(f"{path}: the run folder cannot be written: {error}") from None
+    if taken:
+        raise config.ConfigError(f"{path}: already exists and is not an empty folder; choose another with --out")
+
+
+def prepare(experiment: config.Experiment, on_compile: Callable[[str], None]) -> dict[str, Callable[[], Record]]:
+    """Load and compile every arm, so that no time includes compilation; `on_compile` hears of each.
+
+    Returns:
+        By arm, a function that trains all seeds of it, in one vmapped program, up to the next record and returns that.
     """
     runners = {}
     for name, arm in experiment.arms.items():
         on_compile(name)
         runners[name] = _compile(arm)
-    train = next(iter(experiment.arms.values())).train
+    return runners
+
+
+def execute(runners: dict[str, Callable[[], Record]], train: config.TrainConfig) -> Iterator[Record]:
+    """Train all arms side by side and yield the records.
+
+    A record holds `arm`, `step`, `seconds_per_step` (of all seeds together), and lists with a number a seed:
+    `train_loss` (the mean minibatch loss since the last record), `test_loss` and `test_error`.
+    """
     names = list(runners)
     for round_ in range(train.steps // train.steps_per_record):
         turn = round_ % len(names)

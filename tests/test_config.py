@@ -47,6 +47,9 @@ BAD = {
     "uneven records": ("[train]\nsteps_per_record = 7", "steps (600) must be a multiple of steps_per_record (7)"),
     "a batch too large": ("[data]\nbatch_size = 5000", "5000 is more than the 1297 training examples"),
     "no name": ("name = ''", "name: String should match pattern"),
+    "a name in an arm": ("[arms.wn]\nname = 'x'", "arms.wn.name: unknown key; allowed: data, model, optimizer, train"),
+    "an arm's name": ('[arms."[x]"]', "String should match pattern"),
+    "a seed too large": ("[train]\nfirst_seed = 9999999999", "train.first_seed: Input should be less than 2147483648"),
 }
 
 
@@ -74,8 +77,14 @@ ARGUMENTS = {
         "unknown arm 'weight-norm' (did you mean 'weight_norm'?); arms: ",
     ),
     "unknown key": ([DIGITS, "--set", "optimizer.lr=0.1"], "optimizer.lr: unknown key; allowed: name, learning_rate"),
+    "unknown arm set": (
+        [DIGITS, "--set", "arms.plian.model.norm=batch"],
+        "unknown arm 'plian' (did you mean 'plain'?)",
+    ),
+    "empty arm": ([DIGITS, "--arm", ""], "unknown arm ''; arms: "),
     "no value": ([DIGITS, "--set", "optimizer"], "--set optimizer: expected a.b=value"),
     "no table": ([DIGITS, "--set", "name.x=1"], "--set name.x=1: 'name' is a value, not a table"),
+    "a long name": ([DIGITS, "--out", "x" * 300], "the run folder cannot be written"),
     "bare text": ([DIGITS, "--set", "optimizer.name=adma"], "'adma' is not allowed (did you mean 'adam'?)"),
 }
 
@@ -84,7 +93,8 @@ ARGUMENTS = {
 def test_bad_arguments(name, tmp_path, monkeypatch):
     arguments, message = ARGUMENTS[name]
     monkeypatch.chdir(ROOT)
-    assert message in fails("train", *arguments, "--out", tmp_path / "run")
+    out = [] if "--out" in arguments else ["--out", tmp_path / "run"]
+    assert message in fails("train", *arguments, *out)
     assert not (tmp_path / "run").exists()
 
 
@@ -107,6 +117,16 @@ def test_settings_reach_base_and_arms():
     rates = {name: arm.optimizer.learning_rate for name, arm in experiment.arms.items()}
     assert rates.pop("plain") == 0.25
     assert set(rates.values()) == {0.5}
+
+
+def test_a_config_without_a_name_says_so(tmp_path):
+    (tmp_path / "unnamed.toml").write_text(DIGITS.read_text().replace('name = "digits"', "", 1))
+    assert "unnamed.toml: name: missing" in fails("compare", tmp_path / "unnamed.toml")
+
+
+def test_quoted_keys_are_toml_keys():
+    experiment = config.load(DIGITS, ['arms."plain".model.norm=batch'])
+    assert experiment.arms["plain"].model.norm == "batch"
 
 
 def test_a_config_without_arms_is_one_arm(tmp_path):

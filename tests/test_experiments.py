@@ -152,29 +152,35 @@ def test_a_diverging_arm_is_marked(tmp_path):
     assert any(None in record["train_loss"] for record in report.read_metrics(tmp_path / "run" / "metrics.jsonl"))
 
 
+def start(out, *changes):
+    command = [sys.executable, "-m", "experiments", "train", str(DIGITS), "--out", str(out), *settings(*changes)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
 def test_ctrl_c_leaves_readable_metrics_and_says_where(tmp_path):
-    out = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "experiments",
-        "compare",
-        str(DIGITS),
-        "--out",
-        str(out),
-        *settings("train.steps=400000"),
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    metrics = out / "metrics.jsonl"
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    process = start(tmp_path / "run", "train.steps=400000")
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size > 2000) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"the metrics up to there: {metrics}" in errors
+    assert f"the metrics: {metrics}" in errors
     assert "Traceback" not in errors
     assert len(report.read_metrics(metrics)) > 5
+
+
+def test_ctrl_c_while_compiling_leaves_nothing(tmp_path):
+    process = start(tmp_path / "run", "train.steps=400000")
+    output = ""
+    while "compiling" not in output:
+        output += process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
 
 
 def test_help_reads():

@@ -57,6 +57,9 @@ def test_axis_mask_and_no_bias():
     np.testing.assert_allclose(run(first, X)[0], X - np.mean(X, (0, 2), keepdims=True), atol=1e-6)
     both = MeanOnlyBatchNorm(use_running_average=False, axis=(1, 2))
     np.testing.assert_allclose(run(both, X)[0], X - np.mean(X, 0), atol=1e-6)
+    for axis in (3, -4, (0, 3)):
+        with pytest.raises(ValueError, match="out of range for an input of 3 dimensions"):
+            run(MeanOnlyBatchNorm(use_running_average=False, axis=axis), X)
     mask = (jnp.arange(8) < 5)[:, None, None]
     layer = MeanOnlyBatchNorm(use_running_average=False)
     np.testing.assert_allclose(run(layer, X, mask=mask)[0], X - np.mean(X[:5], (0, 1)), atol=1e-6)

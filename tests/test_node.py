@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from wn_jax import WeightNorm
+from wn_jax import WeightNorm, optim
 
 
 def weight64(g, v, axes):
@@ -107,6 +107,15 @@ def test_gradients_hold_over_the_whole_range_of_lengths(length):
         assert relative(grad, expected) <= 2e-6
 
 
+@pytest.mark.parametrize("length", [2e-19, 3e-19, 8e-19, 9e-19, 1e18, 1e19])
+def test_gradients_hold_to_the_ends_of_the_range(length):
+    """Where the square of each of two entries is still a normal float32."""
+    v, cotangent, g = jnp.full((2, 1), length / 2**0.5, jnp.float32), jnp.array([[0.3], [-0.8]]), jnp.array([[0.5]])
+    grads = jax.grad(lambda g, v: jnp.sum(WeightNorm(g, v, (-2,)).weight() * cotangent), (0, 1))(g, v)
+    for grad, expected in zip(grads, gradients64(g, v, cotangent, 0), strict=True):
+        assert relative(grad, expected) <= 2e-6
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-45, 1e-38, 1e-30, 1e-25, 1e-20, 1e-18, 1e-12, 1e12, 1e18, 1e19, 1e25, 3e37])
 def test_every_finite_v_has_finite_values_and_derivatives(size):
     v, cotangent, g = normal(50, 4) * np.float32(size), normal(50, 4, seed=1), jnp.array([[1.0, 10.0, -3.0, 0.0]])
@@ -135,6 +144,25 @@ def test_zero_vectors_keep_their_function_and_can_train(dtype, jit):
     grads = jax.grad(lambda node: jnp.sum(node.weight().astype(jnp.float32) * normal(6, 4, seed=1)))(node)
     assert (grads.g[0, 1:] != 0).all()  # through g the direction is reached; at v = 0 nothing ever would be
     assert len(set(np.sign(np.asarray(node.v[:, 1], np.float32)))) == 2  # a random direction, not one quadrant's
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-80, 1e-3, 1.0, 1e80, 1e200, 1e300])
+def test_float64_weights_survive_the_round_trip(size):
+    with jax.enable_x64(True):
+        weight = jnp.asarray(np.random.default_rng(0).standard_normal((40, 3)) * size).at[:, 1].set(0)
+        node = WeightNorm.from_weight(weight, 0)
+        assert node.weight().tobytes() == weight.tobytes()
+        assert (
+            jax.jit(WeightNorm.weight)(jax.jit(lambda w: WeightNorm.from_weight(w, 0))(weight)).tobytes()
+            == weight.tobytes()
+        )
+        squared = np.sum(np.asarray(node.v) ** 2, axis=0)
+        assert np.isfinite(squared).all()
+        assert (squared > np.finfo(np.float64).tiny).all()
+
+
+def test_a_norm_that_no_float32_can_hold_is_visible():
+    assert np.isinf(WeightNorm.from_weight(jnp.full((4, 2), 3e38), 0).weight()).all()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -223,6 +251,16 @@ def test_a_manual_region_is_refused():
     )
     node = jax.device_put(WeightNorm.from_weight(jnp.ones((16, 2)), 0), shardings)
     local = jax.shard_map(lambda node: node.weight(), mesh=mesh, in_specs=(specs,), out_specs=spec("devices"))
+    sharded = {"mesh": mesh, "in_specs": (specs,), "out_specs": spec()}
+    tx = optim.project_directions()
+    state = tx.init(node)
+    for fn in (
+        lambda node: WeightNorm.from_weight(node.v, -2).g,
+        lambda node: optim.direction_stats({"w": node})["w"]["v_norm"],
+        lambda node: tx.update(node, state, node)[0].g,
+    ):
+        with pytest.raises(ValueError, match=r"inside shard_map or pmap over \('devices',\)"):
+            jax.shard_map(fn, **sharded, check_vma=False)(node)
     with pytest.raises(ValueError, match=r"inside shard_map or pmap over \('devices',\)"):
         local(node)
     with pytest.raises(ValueError, match=r"pass the plain weights in"):

@@ -127,11 +127,11 @@ def test_bfloat16():
 
 def test_sharding_names():
     x = jnp.ones((1, 4))
-    names = (None, "model")
+    names = ("in", "model")
     nodes = LinenPeer(3, wrapped=False, names=names).init(jax.random.key(0), x)
     nodes = wn.reparameterize(nodes, wn.kernel_axes(nodes))
     node = nodes["params"]["Dense_0"]["kernel"]
-    assert node.g.names == node.v.names == names
+    assert (node.g.names, node.v.names) == ((None, "model"), names)
     (scale,) = LinenPeer(3, names=names).init(jax.random.key(0), x)["params"]["WeightNorm_0"].values()
     expect_wrong(not isinstance(scale, nn.Partitioned), "flax.linen.WeightNorm", "sharding names on the scale")
 

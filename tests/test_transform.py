@@ -186,6 +186,20 @@ def test_any_type_with_the_protocol_is_rebuilt_innermost_first():
         dora.weight()
 
 
+def test_reconstruct_says_what_it_cannot_rebuild(params):
+    class Unregistered:
+        def weight(self): ...
+        def factors(self): ...
+
+    with pytest.raises(TypeError, match=r"Unregistered has weight\(\) and factors\(\) but is no pytree"):
+        wn.reconstruct({"w": Unregistered()})
+    nodes = wn.reparameterize(params, wn.kernel_axes(params))
+    with pytest.raises(TypeError, match=r"use jax\.eval_shape\(wn_jax\.reconstruct, tree\)"):
+        wn.reconstruct(jax.eval_shape(lambda: nodes))
+    assert jax.eval_shape(wn.reconstruct, nodes)["params"]["Dense_0"]["kernel"].shape == (3, 2)
+    assert wn.kernel_axes(wn.labels(nodes)) == {}
+
+
 def test_wrap_passes_everything_else_on(params):
     nodes = wn.reparameterize(params, wn.kernel_axes(params))
 
@@ -210,7 +224,7 @@ def test_wrap_refuses_what_it_cannot_do(params):
         wn.wrap(params)
     with pytest.raises(ValueError, match="scale must be 'weight'; got 'sideways'"):
         wn.wrap(len, scale="sideways")
-    for argnums in (-1, ()):
+    for argnums in (-1, (), "0", {0}):
         with pytest.raises(ValueError, match="argnums"):
             wn.wrap(len, argnums=argnums)
 

@@ -10,6 +10,7 @@ import pytest
 
 import wn_jax as wn
 from tests.zoo import ZOO
+from wn_jax import optim
 
 
 @functools.cache
@@ -166,12 +167,20 @@ def test_a_training_step_is_traced_once_and_donates_its_nodes():
     assert jax.tree.structure(new) == jax.tree.structure(nodes)
 
 
-@pytest.mark.parametrize("name", ["plain_dense", "linen_mlp"])
+@pytest.mark.parametrize("name", ["linen_mlp", "linen_bfloat16", "linen_float16", "linen_zero_initialized"])
 def test_strict_promotion_and_no_leaks(name):
     model, _ = zoo(name)
+
+    def loss(nodes):
+        return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(wn.reconstruct(nodes)))
+
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.checking_leaks():
         nodes = jax.jit(lambda p: wn.reparameterize(p, model.axes))(model.params)
-        jax.jit(jax.grad(lambda p: jnp.sum(jax.tree.leaves(wn.reconstruct(p))[0])))(nodes)
+        grads = jax.jit(jax.grad(loss))(nodes)
+        tx = optim.project_directions()
+        jax.jit(tx.update)(grads, tx.init(nodes), nodes)
+        jax.jit(optim.direction_stats)(nodes)
+    assert jax.tree.structure(grads) == jax.tree.structure(nodes)
 
 
 def test_a_stack_of_nodes_is_scanned_and_mapped_layer_by_layer():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import operator
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -56,8 +55,8 @@ class WeightNorm:
     Numerics: the norm and `g / ||v||` are computed in float32 at least, without an epsilon, and the product is
     rounded once. `weight()` is exact to that rounding wherever `||v||^2` and the squares that make it up are normal
     numbers of that dtype, which for float32 is from `||v||` around 1e-16 to 1e19; below, XLA flushes squares to zero.
-    Elsewhere (`v` of zeros, or a `||v||^2` that under- or overflows) the weight and its derivatives are 0: finite,
-    but dead. `from_weight` never makes such a `v`. NaN and infinity in `v` or `g` are kept visible as NaN.
+    Where `||v||^2` itself under- or overflows (`v` of zeros, too) the weight and its derivatives are 0: finite, but
+    dead. `from_weight` never makes such a `v` of finite weights. NaN and infinity in `v` or `g` stay visible as NaN.
 
     >>> import jax.numpy as jnp
     >>> node = WeightNorm.from_weight(jnp.array([[3.0, 0.5], [4.0, 0.0]]), axes=-2)
@@ -79,8 +78,9 @@ class WeightNorm:
         Two kinds of weight vector get another `v`, of the same function: one that is exactly zero gets `g = 0` and
         a random unit direction from a fixed key, so that it can train (at `v = 0` no gradient would ever arrive);
         one whose squared norm could leave the range of float32 is multiplied by a power of two, which is exact.
-        (Subnormal numbers count as zero, as XLA flushes them on most devices, and entries more than 2^70 below the
-        largest of a vector over 1e16 can be flushed to zero too.)
+        (Subnormal numbers count as zero, as XLA flushes them on most devices, and so can an entry that is 1e47 times
+        smaller than the largest of a vector over 4e9. A vector whose norm exceeds the largest float32 has no `g`: it
+        becomes infinite, visibly.)
 
         Arguments:
             weight: a floating-point array, or a Flax box around one. `g` gets a like box, without sharding names on
@@ -95,37 +95,38 @@ class WeightNorm:
         if not jnp.issubdtype(values.dtype, jnp.floating):
             raise TypeError(f"a weight must be a floating-point array to have a norm; this one is {values.dtype}")
         axes = canonical_axes(axes, values.shape)
-        g, v = _split(values.astype(_norm_dtype(values)), axes)
+        g, v = _split(values.astype(norm_dtype(values.dtype)), axes)
         return cls(rebox_reduced(weight, g, axes), rebox(weight, v.astype(values.dtype)), axes)
 
     def weight(self) -> Any:
         """`g * v / ||v||`, of the shape and dtype of `v`, in a box where `v` is in one.
 
         Raises:
-            ValueError: the shapes of `g` and `v` do not fit `axes`, or the call is made inside `shard_map`.
+            ValueError: the shapes of `g` and `v` do not fit `axes`, or the call is made inside `shard_map` or `pmap`.
             TypeError: the node holds something else than arrays (labels, specs, another node).
         """
         g, v = self._arrays()
-        scale = _scale(g, v.astype(_norm_dtype(v)), self.axes)
+        scale = _scale(g, v.astype(norm_dtype(v.dtype)), self.axes)
         return rebox(self.v, _product(g, v, scale))
 
     def factors(self) -> tuple[Any, Any]:
         """`(v, g / ||v||)`: `v` as stored, and one number a feature, in float32 at least. Raises as `weight` does."""
         g, v = self._arrays()
-        return self.v, _scale(g, v.astype(_norm_dtype(v)), self.axes)
+        return self.v, _scale(g, v.astype(norm_dtype(v.dtype)), self.axes)
 
     def _arrays(self) -> tuple[jax.Array, jax.Array]:
         """`g`, in the dtype of the norm, and `v`, out of their boxes; checked, as any code may have built the node."""
         g, v = unbox(self.g), unbox(self.v)
         for name, value in (("g", g), ("v", v)):
+            if isinstance(value, jax.ShapeDtypeStruct):
+                raise TypeError(f"WeightNorm.{name} is abstract; use jax.eval_shape(wn_jax.reconstruct, tree)")
             if not (hasattr(value, "shape") and hasattr(value, "dtype")):
                 raise TypeError(
                     f"WeightNorm.{name} is a {type(value).__name__}, not an array: a tree of labels, specs or masks "
                     "holds no weights, and a node inside a node is rebuilt by wn_jax.reconstruct"
                 )
         _check_shapes(g.shape, v.shape, self.axes)
-        _refuse_manual_region()
-        return jnp.asarray(g, _norm_dtype(v)), jnp.asarray(v)
+        return jnp.asarray(g, norm_dtype(v.dtype)), jnp.asarray(v)
 
 
 def canonical_axes(axes: int | Iterable[int], shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -149,26 +150,40 @@ def canonical_axes(axes: int | Iterable[int], shape: tuple[int, ...]) -> tuple[i
     return negative
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def norm(v: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """`||v||` over `axes`, kept as size 1, and whether its square is a normal number; where not, the norm reads 1.
+    """`||v||` over `axes`, kept as size 1, and where its square is no normal number but (nearly) 0; there it reads 1.
 
-    NaN counts as normal, so that it stays visible. Compiled as one, so that eager code gets the same bits for a `g`
-    and, later, for the norm that divides it.
+    `v` must be of a dtype that `norm_dtype` returns. NaN and infinity stay visible.
     """
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if manual:
+        raise ValueError(
+            f"the norm of a weight is needed inside shard_map or pmap over {tuple(manual)}, where it would be that of "
+            "one shard. Do it outside: call wn_jax.reconstruct(params) and pass the plain weights in. Gradients reach "
+            "g and v where jax.grad, too, is outside."
+        )
+    return _norm(v, axes)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _norm(v: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     squares = jnp.sum(v * v, axis=axes, keepdims=True)
-    limits = jnp.finfo(v.dtype)
-    outside = (squares < limits.tiny) | (squares > limits.max)
-    root = jnp.sqrt(jnp.where(outside, 1, squares))
+    vanishes = squares < jnp.finfo(v.dtype).tiny
+    root = jnp.sqrt(jnp.where(vanishes, 1, squares))
     # Without the barrier XLA turns g / sqrt(s) into g * rsqrt(s), and g == ||v|| gives a scale that is not exactly 1.
-    return jax.lax.optimization_barrier(root), ~outside
+    return jax.lax.optimization_barrier(root), vanishes
+
+
+def norm_dtype(dtype: Any) -> Any:
+    """The dtype in which norms of arrays of `dtype` are computed: float32, and float64 for float64."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """`g / ||v||`, and 0 where `||v||^2` is not a normal number."""
-    length, normal = norm(v, axes)
-    return jnp.where(normal, g / length, 0)
+    """`g / ||v||`, and 0 where `||v||^2` under- or overflows."""
+    length, vanishes = norm(v, axes)
+    return jnp.where(vanishes, 0, g / length)
 
 
 @_scale.defjvp
@@ -178,15 +193,13 @@ def _scale_jvp(
     """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||.
 
     Written out because the derivative by way of ||v||^2 has factors of ||v||^-3, which overflow in a Hessian-vector
-    product from ||v|| = 1e-12 down. Here every factor has the size of a result. Where 1/||v|| is so large that its
-    square would not leave room for the gradients it multiplies, the derivative is 0.
+    product from ||v|| = 1e-12 down. Here every factor has the size of a result.
     """
     (g, v), (dg, dv) = primals, tangents
     inverse = _scale(jnp.ones_like(g), v, axes)
-    dead = (inverse == 0) | (inverse > 2.0 ** (jnp.finfo(v.dtype).maxexp // 2 - 4))
     radial = jnp.sum((v * inverse) * dv, axis=axes, keepdims=True)
-    # A select, not a product with 0: where v is dead because it is huge, `radial` and the cotangents may be infinite.
-    return _scale(g, v, axes), jnp.where(dead, 0, inverse * (dg - (g * inverse) * radial))
+    # A select, not a product with 0: where v is huge and 1/||v|| is 0, `radial` and the cotangents may be infinite.
+    return _scale(g, v, axes), jnp.where(inverse == 0, 0, inverse * (dg - (g * inverse) * radial))
 
 
 @jax.jit
@@ -205,31 +218,22 @@ def _split(weight: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Arr
         v = jax.lax.cond(jnp.any(zero), lambda: _fill_zeros(weight, v, zero, axes), lambda: v)
     elif zero.any():  # eagerly, the random numbers are compiled only where they are needed
         v = _fill_zeros(weight, v, zero, axes)
-    return _magnitude(weight, *norm(v, axes), power, zero, axes), v
+    length, _ = norm(v, axes)
+    signed_zero = jnp.where(_has_negative_zero(weight, axes), -0.0, 0.0).astype(length.dtype)  # see _fill_zeros
+    return jnp.where(zero, signed_zero, length / power), v
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _into_range(weight: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The weight times a power of two for which its squares can be summed, that power, and which vectors are zero."""
     limits = jnp.finfo(weight.dtype)
-    fan_in = math.prod(weight.shape[axis] for axis in axes)
-    low, high = limits.minexp // 4, (limits.maxexp - fan_in.bit_length()) // 2
+    low, high = limits.minexp // 4, limits.maxexp // 4  # squares then use half of the range, and sums have the rest
     largest = jnp.max(jnp.abs(jax.lax.stop_gradient(weight)), axis=axes, keepdims=True, initial=0)
     zero = largest < limits.tiny
     _, exponent = jnp.frexp(largest)
     shift = jnp.where(exponent < low, -exponent, jnp.where(exponent > high, high - exponent, 0))
     power = jnp.ldexp(jnp.ones_like(largest), jnp.where(zero, 0, shift))
     return weight * power, power, zero
-
-
-@functools.partial(jax.jit, static_argnums=5)
-def _magnitude(
-    weight: jax.Array, length: jax.Array, normal: jax.Array, power: jax.Array, zero: jax.Array, axes: tuple[int, ...]
-) -> jax.Array:
-    """`g`: the norm, as it was before the power of two; for zeros the signed 0 that `_fill_zeros` asks for."""
-    signed_zero = jnp.where(_has_negative_zero(weight, axes), -0.0, 0.0).astype(length.dtype)
-    g = jnp.where(normal, length / power, jnp.inf)  # what is not normal after `_into_range` has an infinite entry
-    return jnp.where(zero, signed_zero, g)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -250,10 +254,6 @@ def _has_negative_zero(weight: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.any(jnp.signbit(weight), axis=axes, keepdims=True)
 
 
-def _norm_dtype(x: jax.Array) -> Any:
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
 def _check_shapes(g: tuple[int, ...], v: tuple[int, ...], axes: tuple[int, ...]) -> None:
     if not isinstance(axes, tuple) or canonical_axes(axes, v) != axes:
         raise ValueError(
@@ -264,15 +264,4 @@ def _check_shapes(g: tuple[int, ...], v: tuple[int, ...], axes: tuple[int, ...])
         raise ValueError(
             f"WeightNorm.g has shape {g}, but v of shape {v} with axes {axes} needs {expected}; a stack of layers must "
             "be sliced on the leading axis of g and v together (jax.tree.map over the node does)"
-        )
-
-
-def _refuse_manual_region() -> None:
-    """Inside `shard_map` a norm over a sharded axis would silently be the norm of one shard."""
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    if manual:
-        raise ValueError(
-            f"a WeightNorm node is rebuilt inside shard_map or pmap over {tuple(manual)}, where its norm would be that "
-            "of one shard. Call wn_jax.reconstruct(params) outside and pass the plain weights in; gradients reach g "
-            "and v from there."
         )

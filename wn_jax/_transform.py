@@ -176,6 +176,8 @@ def _some(paths: list[str]) -> str:
 
 def _array_of(leaf: Any) -> Any:
     """What a rule over leaves sees: the value in a box, and for a node the shape and dtype of its weight."""
+    if isinstance(leaf, WeightNorm):
+        return _array_of(leaf.v)
     return jax.eval_shape(lambda node: unbox(_rebuild(node)), leaf) if is_node(leaf) else unbox(leaf)
 
 
@@ -211,5 +213,10 @@ def _rebuild(x: Any) -> Any:
     """The weight of a node, after those of the nodes inside it."""
     if not is_node(x):
         return x
+    if jax.tree_util.all_leaves([x]):
+        raise TypeError(
+            f"{type(x).__name__} has weight() and factors() but is no pytree, so JAX cannot see its arrays; register "
+            "it, with jax.tree_util.register_dataclass for example"
+        )
     children = jax.tree_util.tree_map(_rebuild, x, is_leaf=lambda y: y is not x and is_node(y))
     return children.weight()

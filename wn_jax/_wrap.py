@@ -52,7 +52,10 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
 
 
 def _positions(argnums: int | Sequence[int]) -> frozenset[int]:
-    positions = frozenset(map(operator.index, argnums if isinstance(argnums, Sequence) else (argnums,)))
+    try:
+        positions = frozenset(map(operator.index, argnums if isinstance(argnums, Sequence) else (argnums,)))
+    except TypeError:
+        positions = frozenset()
     if not positions or min(positions) < 0:
-        raise ValueError(f"argnums must be one position or several, counted from 0; got {argnums!r}")
+        raise ValueError(f"argnums must be one position or a tuple of them, counted from 0; got {argnums!r}")
     return positions

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax.linen import dtypes
 from flax.typing import Dtype, Initializer
 
+from wn_jax._node import norm_dtype
+
 
 class MeanOnlyBatchNorm(nn.Module):
     """Batch normalization without the division: `y = x - mean[x] + bias`.
@@ -18,8 +20,8 @@ class MeanOnlyBatchNorm(nn.Module):
     the scale, and this the mean. The gradient with respect to the pre-activation is centred. Attributes are those of
     `flax.linen.BatchNorm` that have a meaning here.
 
-    Statistics are computed in float32 at least, and the running mean is kept in float32 in the collection
-    `batch_stats`; it moves only when `batch_stats` is mutable and never during `init`.
+    Statistics are computed in float32 at least. The running mean is kept in float32 in the collection `batch_stats`,
+    which must be mutable while the batch's mean is used; it does not move during `init`.
 
     Attributes:
         use_running_average: subtract the running mean (at test time) instead of the batch's.
@@ -68,10 +70,10 @@ class MeanOnlyBatchNorm(nn.Module):
             An array of the shape of `x`.
         """
         running = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        feature_axes = {axis % x.ndim for axis in (self.axis if isinstance(self.axis, tuple) else (self.axis,))}
+        feature_axes = self._feature_axes(x.ndim)
         batch_axes = tuple(axis for axis in range(x.ndim) if axis not in feature_axes)
         shape = [x.shape[axis] for axis in sorted(feature_axes)]
-        wide = jnp.promote_types(x.dtype, jnp.float32)
+        wide = norm_dtype(x.dtype)
 
         average = self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, jnp.float32))
         if running:
@@ -88,6 +90,12 @@ class MeanOnlyBatchNorm(nn.Module):
             y = y + jnp.expand_dims(bias, batch_axes).astype(wide)
             arguments.append(bias)
         return y.astype(dtypes.canonicalize_dtype(*arguments, dtype=self.dtype))
+
+    def _feature_axes(self, ndim: int) -> set[int]:
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
+        if not all(-ndim <= axis < ndim for axis in axes):
+            raise ValueError(f"MeanOnlyBatchNorm: axis {self.axis} is out of range for an input of {ndim} dimensions")
+        return {axis % ndim for axis in axes}
 
     def _batch_mean(self, x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
         """The mean over `axes` and the devices of `axis_name`. Sums are added up, so that each example counts once."""
