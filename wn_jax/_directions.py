@@ -86,11 +86,12 @@ def lengths_to_keep(params: Any) -> dict[str, jax.Array]:
 
 def _projected(update: Any, node: WeightNorm, target: jax.Array) -> Any:
     """The update that ends on the sphere of radius `target`, in the direction where `update` would have ended."""
-    step = unbox(update)
     _, v = _lengths(node)
-    moved = v + step.astype(v.dtype)
-    length, _ = norm(moved, node.axes)
-    return rebox(update, jnp.where(target > 0, moved * (target / length) - v, step).astype(step.dtype))
+    dtype = unbox(update).dtype
+    step = unbox(update).astype(v.dtype)
+    length, _ = norm(v + step, node.axes)
+    on_sphere = (v + step) * (target / length) - v
+    return rebox(update, jnp.where(target > 0, on_sphere, step).astype(dtype))
 
 
 def _stats(node: WeightNorm, reduce: Callable[[jax.Array], Any]) -> dict[str, Any]:
