@@ -86,7 +86,7 @@ def _report(
 ) -> None:
     target = train_config.target_loss
     rows = report.summarize(records, target)
-    title = f"{experiment.name}: {train_config.steps} steps, {train_config.seeds} seeds"
+    title = f"{experiment.name}: {train_config.steps} steps, {train_config.seeds} seed{'s' * (train_config.seeds > 1)}"
     report.write_summary(rows, path / "summary.json")
     report.plot(records, rows, target, title, path / "curves.png")
     console.print(report.table(rows, title, target))

@@ -223,6 +223,8 @@ def _explain(model: type[_Table], error: Any, in_arm: bool) -> str:
         return (
             f"{error['input']!r} is not allowed{_nearest(str(error['input']), allowed)}; allowed: {', '.join(allowed)}"
         )
+    if error["type"] == "model_type":
+        return f"must be a table; got {error['input']!r}"
     if error["type"] == "missing":
         return "missing"
     message = error["msg"].removeprefix("Value error, ")

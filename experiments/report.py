@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def write_summary(rows: list[Row], path: Path) -> None:
 
 def table(rows: list[Row], title: str, target_loss: float) -> Table:
     """The table for the terminal, under 80 columns wide."""
-    caption = f"mean ± standard error over {rows[0].seeds} seeds; time over that of {rows[0].arm}"
+    over = f"mean ± standard error over {rows[0].seeds} seeds" if rows[0].seeds > 1 else "one seed"
+    caption = f"{over}; time over that of {rows[0].arm}"
     view = Table(title=escape(title), caption=caption, box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
     columns = ("arm", "test error %", "train loss", f"steps to {target_loss:g}", "time / step")
     for column in columns:
@@ -95,11 +97,13 @@ def plot(records: list[Record], rows: list[Row], target_loss: float, title: str,
     right.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 5)))
     for formatter in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
         formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    for axes in (left, right):
-        axes.set(xlabel="step", xlim=(0, None))
-        axes.spines[["top", "right"]].set_visible(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attempting to set identical low and high")  # of a diverged arm, alone
+        for axes in (left, right):
+            axes.set(xlabel="step", xlim=(0, None))
+            axes.spines[["top", "right"]].set_visible(False)
     right.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(f"{title} (lines: mean; bands: standard error)" if rows[0].seeds > 1 else title)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -110,7 +114,8 @@ def _draw_curve(axes: Axes, records: list[Record], key: str, scale: float, colou
     mean = values.mean(axis=1)
     error = values.std(axis=1, ddof=1) / math.sqrt(values.shape[1]) if values.shape[1] > 1 else np.zeros_like(mean)
     axes.set_yscale("log")
-    axes.plot(steps, mean, color=colour, label=label, linewidth=1.6)
+    marker = "o" if len(steps) == 1 or not np.isfinite(mean[1:]).any() else None  # a line needs two points
+    axes.plot(steps, mean, color=colour, label=label, linewidth=1.6, marker=marker)
     lower = np.maximum(mean - error, mean / 10)  # on a log axis a band must stay above 0
     axes.fill_between(steps, lower, mean + error, color=colour, alpha=0.18, linewidth=0)
 

@@ -29,6 +29,7 @@ BAD = {
     ),
     "unknown table": ("[optimiser]\nx = 1", "optimiser: unknown key (did you mean 'optimizer'?)"),
     "wrong type": ("[train]\nseeds = 'five'", "train.seeds: Input should be a valid integer; got 'five'"),
+    "a value for a table": ("train = 5", "train: must be a table; got 5"),
     "out of range": ("[optimizer]\nmomentum = 1.5", "optimizer.momentum: Input should be less than 1; got 1.5"),
     "no such choice": (
         "[optimizer]\nname = 'adm'",

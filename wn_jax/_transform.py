@@ -52,7 +52,7 @@ def reparameterize(params: Any, axes: Mapping[str, Axes | None] | Callable[[str,
     if not chosen:
         raise ValueError(
             f"axes match no leaf of params, so nothing would be reparameterized. Its leaves are {_some(paths)}. "
-            "wn_jax.kernel_axes(params) finds those named 'kernel'."
+            "wn_jax.kernel_axes(params) finds those named 'kernel'; for others give a dict {path: axes} or a function."
         )
     duplicates = [path for path, count in collections.Counter(paths).items() if count > 1 and path in chosen]
     if duplicates:
