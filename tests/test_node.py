@@ -195,7 +195,7 @@ def check_round_trip(data, shape, dtype, exponent):
     assert node.weight().tobytes() == weight.tobytes()
     assert node.axes == tuple(sorted(axis - len(shape) for axis in axes))
     norms = np.sqrt(np.sum(np.asarray(weight, np.float64) ** 2, axis=tuple(axes), keepdims=True))
-    np.testing.assert_allclose(node.g, norms, rtol=1e-6)
+    np.testing.assert_allclose(node.g, norms, rtol=1e-5)  # a float32 sum of up to 1,296 squares
 
 
 @hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
