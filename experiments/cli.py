@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import config, interrupt, report, run
+from experiments import config, data, interrupt, report, run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -35,7 +35,7 @@ def about() -> None:
 def compare(config_file: ConfigFile, set_: Settings = None, out: Out = None) -> None:
     """Train all arms of CONFIG side by side; print a table, and write curves, metrics and the resolved config."""
     with _user_errors():
-        _execute(config.load(config_file, set_ or ()), out)
+        _execute(_load(config_file, set_), out)
 
 
 @app.command()
@@ -47,13 +47,27 @@ def train(
 ) -> None:
     """Train one arm of CONFIG."""
     with _user_errors():
-        experiment = config.load(config_file, set_ or ())
-        _execute(config.select(experiment, [next(iter(experiment.arms)) if arm is None else arm]), out)
+        _execute(_load(config_file, set_, lambda arms: arms[0] if arm is None else arm), out)
 
 
 def main() -> None:
     """Entry point of `python -m experiments`."""
     app(prog_name="python -m experiments")
+
+
+def _load(
+    config_file: Path, settings: list[str] | None, choose: Callable[[list[str]], str] | None = None
+) -> config.Experiment:
+    """The experiment, or the one arm of it that `choose` names; with data that fits it."""
+    experiment = config.load(config_file, settings or ())
+    try:
+        if choose is not None:
+            experiment = config.select(experiment, [choose(list(experiment.arms))])
+        for arm in experiment.arms.values():
+            data.load(arm.data)
+    except config.ConfigError as error:
+        raise config.ConfigError(f"{config_file}: {error}") from None
+    return experiment
 
 
 def _execute(experiment: config.Experiment, out: Path | None) -> None:

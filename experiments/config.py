@@ -26,7 +26,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class _Table(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(_Table):
@@ -100,7 +100,10 @@ def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
     source = str(path)
     raw = _read(Path(path))
     for setting in settings:
-        _apply(raw, setting)
+        try:
+            _apply(raw, setting)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
     header = {"name": raw.pop("name")} if "name" in raw else {}
     overrides = raw.pop("arms", {})
     if not isinstance(overrides, dict) or not all(isinstance(override, dict) for override in overrides.values()):
@@ -121,10 +124,7 @@ def select(experiment: Experiment, arms: Iterable[str]) -> Experiment:
     """
     names = list(arms)
     for arm in names:
-        if arm not in experiment.arms:
-            raise ConfigError(
-                f"unknown arm {arm!r}{_nearest(arm, experiment.arms)}; arms: {', '.join(experiment.arms)}"
-            )
+        _check_arm(arm, experiment.arms)
     return experiment.model_copy(update={"arms": {arm: experiment.arms[arm] for arm in names}})
 
 

@@ -41,10 +41,9 @@ def load(config: DataConfig) -> Dataset:
 
 
 def batch_indices(key: jax.Array, examples: int, batch_size: int, first_step: jax.Array, steps: int) -> jax.Array:
-    """The examples of `steps` batches from `first_step` on, shape (steps, batch_size): a pure function of (key,
-    step).
+    """The examples of `steps` batches from `first_step` on, shape (steps, batch_size).
 
-    Each epoch is a permutation of its own; the last `examples % batch_size` of it are left out.
+    A pure function of key and step. Each epoch is a permutation of its own, less the last `examples % batch_size`.
     """
     per_epoch = examples // batch_size
     step = first_step + jnp.arange(steps)
@@ -59,8 +58,8 @@ def batch_indices(key: jax.Array, examples: int, batch_size: int, first_step: ja
 def _digits() -> Dataset:
     """1,797 handwritten digits of 8 x 8 pixels (UCI, bundled with scikit-learn): 1,297 to train on, 500 to test on.
 
-    The split is fixed and stratified; pixels are scaled from 0..16 to zero mean (per pixel) and unit variance (of
-    all).
+    The split is fixed and stratified; pixels are scaled from 0..16 to zero mean, each by itself,
+    and unit variance, all together.
     """
     images, digits = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(images, digits, test_size=500, stratify=digits, random_state=0)

@@ -27,8 +27,7 @@ _COLOURS = ["#000000", "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One arm's results. `*_se` are standard errors over seeds (None with one seed); `None` where there is no
-    number.
+    """One arm's results; `*_se` are standard errors over seeds. `None` where there is no number.
 
     `reached` counts the seeds whose training loss reached the target, and `steps_to_target` is their mean.
     `relative_time` is the median over records of the arm's time over the first arm's time in the same round.

@@ -1,5 +1,21 @@
-"""Eight CPU devices for the tests that need several, set before JAX starts."""
+"""Eight CPU devices for the tests that need several, set before JAX starts; and the model that most tests train."""
 
 import os
 
+import pytest
+
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+
+@pytest.fixture
+def model():
+    from tests.zoo import ZOO
+
+    return ZOO["linen_mlp"]()
+
+
+@pytest.fixture
+def nodes(model):
+    import wn_jax as wn
+
+    return wn.reparameterize(model.params, model.axes)

@@ -50,6 +50,8 @@ BAD = {
     "no name": ("name = ''", "name: String should match pattern"),
     "a name in an arm": ("[arms.wn]\nname = 'x'", "arms.wn.name: unknown key; allowed: data, model, optimizer, train"),
     "an arm's name": ('[arms."[x]"]', "String should match pattern"),
+    "a rate of infinity": ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate: Input should be a finite"),
+    "a rate of NaN": ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate: Input should be"),
     "a seed too large": ("[train]\nfirst_seed = 9999999999", "train.first_seed: Input should be less than 2147483648"),
 }
 
@@ -65,7 +67,7 @@ def test_a_bad_config(name, tmp_path):
     file.write_text(tomli_w.dumps(raw))
     errors = fails("compare", file, "--out", tmp_path / "run")
     assert message in errors
-    assert str(file) in errors or "examples" in message
+    assert str(file) in errors
     assert not (tmp_path / "run").exists()
 
 
@@ -75,7 +77,7 @@ ARGUMENTS = {
     "a folder": (["configs"], "configs: cannot be read"),
     "unknown arm": (
         [DIGITS, "--arm", "weight-norm"],
-        "unknown arm 'weight-norm' (did you mean 'weight_norm'?); arms: ",
+        "digits.toml: unknown arm 'weight-norm' (did you mean 'weight_norm'?); arms: ",
     ),
     "unknown key": ([DIGITS, "--set", "optimizer.lr=0.1"], "optimizer.lr: unknown key; allowed: name, learning_rate"),
     "unknown arm set": (

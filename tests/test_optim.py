@@ -12,16 +12,6 @@ from tests.zoo import ZOO
 from wn_jax import optim
 
 
-@pytest.fixture
-def model():
-    return ZOO["linen_mlp"]()
-
-
-@pytest.fixture
-def nodes(model):
-    return wn.reparameterize(model.params, model.axes)
-
-
 def test_labels_give_g_and_v_their_own_learning_rate(model, nodes):
     tx = optax.partition({"g": optax.sgd(1.0), "v": optax.sgd(0.0), "other": optax.sgd(0.0)}, wn.labels)
     grads = jax.grad(lambda nodes: loss(model, nodes))(nodes)

@@ -58,6 +58,11 @@ def expect_wrong(is_wrong, peer, row):
         warnings.warn(f"{peer} now gets '{row}' right; update the README's table", stacklevel=2)
 
 
+def show(row, **figures):
+    """Print a row of the README's table: `pytest tests/test_peers.py -n0 -s`."""
+    print(f"\n{row}: " + ", ".join(f"{name} {np.asarray(value, float).max():.4g}" for name, value in figures.items()))
+
+
 def length(weight):
     return np.linalg.norm(np.asarray(weight, np.float64), axis=0)
 
@@ -73,11 +78,16 @@ def test_wrapping_changes_the_output():
         return float(jnp.abs(output - expected).max())
 
     nodes = wn.reparameterize(params, wn.kernel_axes(params))
-    assert change(wn.wrap(plain.apply)(nodes, x)) <= 2e-6
-    expect_wrong(change(x @ linen_weight(kernel)) > 0.1, "flax.linen.WeightNorm", "output change")
     linear = nnx.Linear(32, 8, use_bias=False, rngs=nnx.Rngs(0))
     linear.kernel[...] = kernel
-    expect_wrong(change(nnx.WeightNorm(linear, rngs=nnx.Rngs(0))(x)) > 0.1, "flax.nnx.WeightNorm", "output change")
+    layer = eqx.nn.Linear(32, 8, use_bias=False, key=jax.random.key(0))
+    layer = eqx.nn.WeightNorm(eqx.tree_at(lambda layer: layer.weight, layer, kernel.T))
+    ours = change(wn.wrap(plain.apply)(nodes, x))
+    linen, nnx_ = change(x @ linen_weight(kernel)), change(nnx.WeightNorm(linear, rngs=nnx.Rngs(0))(x))
+    show("output change", linen=linen, nnx=nnx_, equinox=change(jax.vmap(layer)(x)), wn_jax=ours)
+    assert ours <= 2e-6
+    expect_wrong(linen > 0.1, "flax.linen.WeightNorm", "output change")
+    expect_wrong(nnx_ > 0.1, "flax.nnx.WeightNorm", "output change")
 
 
 def test_zero_row():
@@ -95,13 +105,17 @@ def test_zero_row():
     assert (np.abs(grad_g) > 1e-3).all()  # it trains
     for v in (zero, node.v):
         assert np.isfinite(forward_and_gradient(our_weight, v)[1]).all()
+    ours = max(np.abs(grad_g).max(), np.abs(gradient).max())
     _, gradient = forward_and_gradient(linen_weight, zero)
+    show("zero row, gradient", linen=np.abs(gradient), equinox=equinox_weight(zero), wn_jax=ours)
     expect_wrong(np.abs(gradient).max() > 1e5, "flax.linen.WeightNorm", "zero row")
     expect_wrong(np.isnan(equinox_weight(zero)).any(), "equinox.nn.WeightNorm", "zero row")
 
 
 def test_small_norms():
     v = jnp.full((4, 2), 0.5e-6)
+    weights = {"linen": linen_weight(v), "equinox": equinox_weight(v), "wn_jax": our_weight(v)}
+    show("small norms", **{name: length(weight) for name, weight in weights.items()})
     np.testing.assert_allclose(length(our_weight(v)), 1, rtol=1e-6)
     expect_wrong(abs(length(linen_weight(v))[0] - 1) > 0.2, "flax.linen.WeightNorm", "small norms")
 
@@ -110,6 +124,7 @@ def test_small_norms():
 def test_float16(peer):
     v = jnp.full((10_000, 1), 300, jnp.float16)
     np.testing.assert_allclose(length(our_weight(v)), 1, rtol=1e-3)
+    show("float16", **{peer.__name__: length(peer(v[:2000])), "wn_jax": length(our_weight(v))})
     node = wn.WeightNorm.from_weight(v, 0)
     assert (node.weight() == v).all()
     expect_wrong(abs(length(peer(v[:2000]))[0] - 1) > 0.5, peer.__name__, "float16")
@@ -121,6 +136,7 @@ def test_bfloat16():
     def error(weight):
         return np.abs(length(weight) - 1).max()
 
+    show("bfloat16", linen=error(linen_weight(v)), equinox=error(equinox_weight(v)), wn_jax=error(our_weight(v)))
     assert error(our_weight(v)) <= 2e-3
     assert error(our_weight(v)) < min(error(linen_weight(v)), error(equinox_weight(v)))
 

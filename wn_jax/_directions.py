@@ -16,8 +16,9 @@ from wn_jax._transform import leaf_path
 
 
 def direction_stats(params: Any, reduce: Callable[[jax.Array], Any] | None = jnp.mean) -> dict[str, dict[str, Any]]:
-    """What to log of every node: `v_norm`, `g` and `effective_step`, by path. One pass over `v`, inside or outside
-    `jit`.
+    """What to log of every node, by path: `v_norm`, `g` and `effective_step`.
+
+    One pass over `v`, inside or outside `jit`.
 
     Arguments:
         params: the tree with nodes.
@@ -54,7 +55,7 @@ def project_directions() -> optax.GradientTransformation:
     This is the variant of EDM2 (arXiv 2312.02696), nGPT (arXiv 2410.01131) and SimbaV2 (arXiv 2502.15280).
 
     Raises:
-        ValueError: `init` finds no `WeightNorm` node, or `update` is called without `params`.
+        ValueError: `init` finds no `WeightNorm` node, or `update` is called without `params` or on other nodes.
 
     >>> tx = optax.chain(optax.adam(1e-3), project_directions())
     """
@@ -71,6 +72,11 @@ def project_directions() -> optax.GradientTransformation:
         def project(path: Any, update: Any, node: Any) -> Any:
             if not (isinstance(node, WeightNorm) and _has_direction(node)):
                 return update
+            if leaf_path(path) not in state.norms:
+                raise ValueError(
+                    f"project_directions knows no norm for the node {leaf_path(path)!r}, which was not there at init; "
+                    "use wn_jax.optim.transfer_state after a rewrite of the parameters"
+                )
             return dataclasses.replace(update, v=_projected(update.v, node, state.norms[leaf_path(path)]))
 
         return jax.tree_util.tree_map_with_path(project, updates, params, is_leaf=_is_weight_norm), state

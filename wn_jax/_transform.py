@@ -21,8 +21,7 @@ Axes = int | Iterable[int]
 
 
 def reparameterize(params: Any, axes: Mapping[str, Axes | None] | Callable[[str, Any], Axes | None]) -> Any:
-    """A copy of `params` in which the chosen weights are `WeightNorm` nodes. The function that they define is
-    unchanged.
+    """A copy of `params` in which the chosen weights are `WeightNorm` nodes, of the same function.
 
     Arguments:
         params: any pytree of arrays, such as Flax variables, an `nnx.State`, an Equinox module, a `TrainState`.
