@@ -193,7 +193,7 @@ def _scale_jvp(
     """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||.
 
     Written out because the derivative by way of ||v||^2 has factors of ||v||^-3, which overflow in a Hessian-vector
-    product from ||v|| = 1e-12 down. Here every factor has the size of a result.
+    product from ||v|| = 1e-13 down. Here every factor has the size of a result.
     """
     (g, v), (dg, dv) = primals, tangents
     inverse = _scale(jnp.ones_like(g), v, axes)
