@@ -6,6 +6,8 @@ from wn_jax._transform import kernel_axes as kernel_axes
 from wn_jax._transform import labels as labels
 from wn_jax._transform import reconstruct as reconstruct
 from wn_jax._transform import reparameterize as reparameterize
+from wn_jax._uses import infer_axes as infer_axes
+from wn_jax._uses import weight_uses as weight_uses
 from wn_jax._wrap import wrap as wrap
 
 __version__ = "0.1.0"

@@ -167,7 +167,7 @@ def norm(v: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _norm(v: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    squares = jnp.sum(v * v, axis=axes, keepdims=True)
+    squares = jnp.sum(jnp.square(v), axis=axes, keepdims=True)
     vanishes = squares < jnp.finfo(v.dtype).tiny
     root = jnp.sqrt(jnp.where(vanishes, 1, squares))
     # Without the barrier XLA turns g / sqrt(s) into g * rsqrt(s), and g == ||v|| gives a scale that is not exactly 1.

@@ -46,7 +46,7 @@ def reparameterize(params: Any, axes: Mapping[str, Axes | None] | Callable[[str,
     >>> nodes["Dense_0"]["kernel"].g.shape
     (1, 2)
     """
-    paths, leaves, treedef = _flatten(params)
+    paths, leaves, treedef = flatten(params)
     chosen = _choose(axes, paths, leaves)
     if not chosen:
         raise ValueError(
@@ -83,7 +83,7 @@ def reconstruct(tree: Any) -> Any:
     leaves = jax.tree_util.tree_leaves(tree, is_leaf=is_node)
     if not any(is_node(leaf) for leaf in leaves):
         return tree
-    return jax.tree_util.tree_map(_rebuild, tree, is_leaf=is_node)
+    return jax.tree_util.tree_map(rebuild, tree, is_leaf=is_node)
 
 
 def kernel_axes(params: Any) -> dict[str, tuple[int, ...]]:
@@ -99,7 +99,7 @@ def kernel_axes(params: Any) -> dict[str, tuple[int, ...]]:
     >>> kernel_axes({"Conv_0": {"kernel": jnp.ones((3, 3, 16, 32)), "bias": jnp.zeros(32)}})
     {'Conv_0/kernel': (-4, -3, -2)}
     """
-    paths, leaves, _ = _flatten(params)
+    paths, leaves, _ = flatten(params)
     ranks = {
         path: jnp.ndim(_array_of(leaf)) for path, leaf in zip(paths, leaves, strict=True) if _is_kernel(path, leaf)
     }
@@ -132,7 +132,7 @@ def leaf_path(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _flatten(params: Any) -> tuple[list[str], list[Any], Any]:
+def flatten(params: Any) -> tuple[list[str], list[Any], Any]:
     """Paths and leaves of `params`; a node and a box count as leaves."""
     pairs, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: is_node(x) or is_box(x))
     return [leaf_path(path) for path, _ in pairs], [leaf for _, leaf in pairs], treedef
@@ -177,7 +177,7 @@ def _array_of(leaf: Any) -> Any:
     """What a rule over leaves sees: the value in a box, and for a node the shape and dtype of its weight."""
     if isinstance(leaf, WeightNorm):
         return _array_of(leaf.v)
-    return jax.eval_shape(lambda node: unbox(_rebuild(node)), leaf) if is_node(leaf) else unbox(leaf)
+    return unbox(abstract_weight(leaf)[0]) if is_node(leaf) else unbox(leaf)
 
 
 def _is_kernel(path: str, leaf: Any) -> bool:
@@ -208,14 +208,33 @@ def _node_of(path: str, leaf: Any, axes: Axes) -> WeightNorm:
         raise ValueError(f"{path!r} cannot be reparameterized: {error}") from error
 
 
-def _rebuild(x: Any) -> Any:
+def rebuild(x: Any) -> Any:
     """The weight of a node, after those of the nodes inside it."""
     if not is_node(x):
         return x
-    if jax.tree_util.all_leaves([x]):
+    return with_plain_children(x).weight()
+
+
+def with_plain_children(node: Any) -> Any:
+    """A node, after the nodes inside it were rebuilt."""
+    _check_is_pytree(node)
+    return jax.tree_util.tree_map(rebuild, node, is_leaf=lambda x: x is not node and is_node(x))
+
+
+def abstract_weight(node: Any) -> tuple[Any, Any]:
+    """The shape and dtype of a node's weight, in the weight's box, and those of its scale."""
+
+    def parts(node: Any) -> tuple[Any, Any]:
+        node = with_plain_children(node)
+        return node.weight(), node.factors()[1]
+
+    _check_is_pytree(node)
+    return jax.eval_shape(parts, node)
+
+
+def _check_is_pytree(node: Any) -> None:
+    if jax.tree_util.all_leaves([node]):
         raise TypeError(
-            f"{type(x).__name__} has weight() and factors() but is no pytree, so JAX cannot see its arrays; register "
-            "it, with jax.tree_util.register_dataclass for example"
+            f"{type(node).__name__} has weight() and factors() but is no pytree, so JAX cannot see its arrays; "
+            "register it, with jax.tree_util.register_dataclass for example"
         )
-    children = jax.tree_util.tree_map(_rebuild, x, is_leaf=lambda y: y is not x and is_node(y))
-    return children.weight()

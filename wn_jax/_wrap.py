@@ -1,4 +1,4 @@
-"""Running a function of plain weights on a tree that holds nodes."""
+"""Running a function of plain weights on a tree that holds nodes, with each scale where it is cheap."""
 
 from __future__ import annotations
 
@@ -7,16 +7,30 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from wn_jax._transform import reconstruct
+import jax
+
+from wn_jax._boxes import unbox
+from wn_jax._factored import Factored, run, weight
+from wn_jax._node import is_node
+from wn_jax._transform import reconstruct, with_plain_children
+from wn_jax._uses import COST, Leaf, check_callable, check_position, read
 
 
-def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = "weight") -> Callable[..., Any]:
+def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = "auto") -> Callable[..., Any]:
     """`fn`, on trees that hold nodes in the arguments that `argnums` names. Plain trees pass through unchanged.
 
     Arguments:
         fn: any function of a parameter tree, such as Flax's `model.apply` or a loss.
         argnums: the positions of the parameter trees among `fn`'s positional arguments.
-        scale: where the scale `g / ||v||` is applied. `"weight"`: to the weight, before `fn` sees it.
+        scale: where the scale `g / ||v||` is applied. `"weight"`: to the weight, before `fn` sees it. `"output"`: to
+            the outputs of the matmuls and convolutions that use it, `x @ (v * s) == (x @ v) * s`, wherever `fn`'s
+            program lets it. `"auto"`: to whichever of the two has fewer numbers, an output counted as often as
+            the loops around compute it.
+
+            Both but `"weight"` trace `fn` to a jaxpr in each call, as `jit` does: outside `jit`, a function that
+            branches on values needs `scale="weight"`. What is not understood (a custom derivative rule, a
+            `while_loop`, any operation but those that move numbers) gets the weight. In all cases the norm is
+            computed once, outside of loops, and the results are equal to rounding.
 
     Returns:
         A function of `fn`'s own arguments. Every transformation holds: `jit`, `grad`, `vmap`, `scan`, `remat`.
@@ -33,29 +47,50 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
     >>> jax.jit(wn.wrap(model))(nodes, jnp.ones((1, 2)))
     Array([[7.]], dtype=float32)
     """
-    if not callable(fn):
-        raise TypeError(f"wrap takes a function, such as model.apply; got {type(fn).__name__}")
-    if scale != "weight":
-        raise ValueError(f"scale must be 'weight'; got {scale!r}")
+    check_callable("wrap", fn)
+    if scale not in ("auto", "weight", "output"):
+        raise ValueError(f"scale must be 'auto', 'weight' or 'output'; got {scale!r}")
     positions = _positions(argnums)
 
     @functools.wraps(fn)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if max(positions) >= len(args):
-            raise TypeError(
-                f"wrap(..., argnums={argnums}) needs argument {max(positions)} by position, but {len(args)} positional "
-                f"arguments were given (and the keywords {sorted(kwargs)}); pass the parameters by position"
-            )
-        return fn(*(reconstruct(arg) if i in positions else arg for i, arg in enumerate(args)), **kwargs)
+        check_position(positions, args, kwargs)
+        if scale == "weight":
+            return fn(*(reconstruct(arg) if i in positions else arg for i, arg in enumerate(args)), **kwargs)
+        return _run_factored(fn, positions, args, kwargs, COST if scale == "auto" else float("inf"))
 
     return wrapped
 
 
-def _positions(argnums: int | Sequence[int]) -> frozenset[int]:
+def _run_factored(
+    fn: Callable[..., Any], positions: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], cost: float
+) -> Any:
+    """`fn` on nodes whose scale goes to the outputs where these cost less."""
+    if not any(is_node(leaf) for i in positions for leaf in jax.tree_util.tree_leaves(args[i], is_leaf=is_node)):
+        return fn(*args, **kwargs)
+    purpose = "to place the scale of its weights. wn_jax.wrap(fn, scale='weight') does not trace."
+    reading = read(fn, positions, args, kwargs, purpose, data_in_consts=True)
+    inputs = list(reading.program.arrays)
+    for leaf in reading.leaves:
+        if leaf.node is not None:
+            inputs[leaf.input] = _value(leaf, cost)
+    return reading.program.unflatten([weight(value) for value in run(reading.program.body, inputs)])
+
+
+def _value(leaf: Leaf, cost: float) -> Any:
+    """What the program gets for a node."""
+    node = with_plain_children(leaf.node)
+    if not leaf.goes_to_output(cost):
+        return unbox(node.weight())
+    v, scale = map(unbox, node.factors())
+    return Factored(v, scale, v.dtype)
+
+
+def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
     try:
-        positions = frozenset(map(operator.index, argnums if isinstance(argnums, Sequence) else (argnums,)))
+        positions = sorted(set(map(operator.index, argnums if isinstance(argnums, Sequence) else (argnums,))))
     except TypeError:
-        positions = frozenset()
-    if not positions or min(positions) < 0:
+        positions = []
+    if not positions or positions[0] < 0:
         raise ValueError(f"argnums must be one position or a tuple of them, counted from 0; got {argnums!r}")
-    return positions
+    return tuple(positions)

@@ -1,0 +1,350 @@
+"""The walk: follows each parameter through a program, and notes every place where it is used.
+
+Each variable carries the views of parameters that it is, and whether data flows into it. Without the latter a LayerNorm
+gain would ride an activation into the next matmul and look contracted. This file notes; `_uses` draws the conclusions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+from wn_jax import _program as program
+from wn_jax._program import Body, Equation, Site, primitive
+from wn_jax._views import MOVES, Contraction, View, contractions, is_scaling, move
+
+
+class Reason(enum.StrEnum):
+    """Why a leaf is left alone."""
+
+    UNUSED = "unused"
+    ELEMENTWISE = "elementwise"
+    INDEXED = "indexed"
+    PENALTY = "penalty"
+    NO_DATA = "no data"
+    DISAGREE = "disagree"
+    CARRIED = "carried"
+    BRANCH = "branch"
+    RESHAPED = "reshaped"
+    SLICED = "sliced"
+    RETURNED = "returned"
+    OPAQUE = "opaque"
+    DTYPE = "dtype"
+
+    @property
+    def explanation(self) -> str:
+        """The reason as a sentence."""
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS = {
+    Reason.UNUSED: "the program does not use it",
+    Reason.ELEMENTWISE: "it is added to or multiplied with other values, not contracted (a bias, a gain, a positional "
+    "embedding)",
+    Reason.INDEXED: "its rows are looked up, as in an embedding",
+    Reason.PENALTY: "it is squared or summed on its own, as by an L2 penalty (pass the model, not the loss) or a "
+    "normalization of weights",
+    Reason.NO_DATA: "it is contracted with a parameter or a constant, and no data flows in (data must come in by the "
+    "arguments)",
+    Reason.DISAGREE: "its uses sum over different axes",
+    Reason.CARRIED: "it changes from one trip of a loop to the next",
+    Reason.BRANCH: "the branches of a cond return it in different ways",
+    Reason.RESHAPED: "a reshape, a slice or a broadcast mixes its axes before the contraction",
+    Reason.SLICED: "a contraction sums over a part of an axis only, or over several parameters concatenated",
+    Reason.RETURNED: "the function returns it, and does not contract it",
+    Reason.OPAQUE: "it goes into an operation that is not understood",
+    Reason.DTYPE: "it is not a real floating-point array",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Around:
+    """What stands around an equation."""
+
+    trips: float = 1
+    """How often the loops run it; infinity where a `while_loop` does."""
+    loops: int = 0
+    branch: bool = False
+    custom_rule: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A contraction of a parameter with data. Axes are counted from 0."""
+
+    site: Site
+    how: str
+    view: View
+    contraction: Contraction
+    output: tuple[int, ...]
+    dtype: Any
+    """Of the output."""
+    around: Around
+
+    @property
+    def reduction(self) -> frozenset[int]:
+        """The parameter's axes that are summed over."""
+        return self.view.axes(self.contraction.contracted)
+
+    @property
+    def feature(self) -> frozenset[int]:
+        """The parameter's axes that are axes of the output."""
+        return self.view.axes([dim for dim, _ in self.contraction.kept])
+
+    @property
+    def output_size(self) -> float:
+        """How many numbers the program computes there."""
+        return math.prod(self.output) * self.around.trips
+
+    @property
+    def problem(self) -> Reason | None:
+        """Why these reduction axes are not those of a norm, if they are not."""
+        if self.view.broadcasts(self.contraction.contracted):
+            return Reason.RESHAPED
+        if not self.reduction:
+            return Reason.ELEMENTWISE
+        return Reason.SLICED if self.reduction & self.view.partial else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A use that is no contraction with data."""
+
+    reason: Reason
+    by: str
+    """What does it, for a person to read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias:
+    """A parameter that is added to the output of a contraction."""
+
+    site: Site
+    operand: int
+    """Which operand of the addition it is."""
+    view: View
+    output: View
+    """The contraction's output, as the addition meets it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """What the walk knows of a variable."""
+
+    data: bool = False
+    views: tuple[View, ...] = ()
+    output: View | None = None
+    """The output of a contraction, whose site is the view's source."""
+
+
+@dataclasses.dataclass
+class Notes:
+    """What the walk found, by parameter."""
+
+    uses: dict[Hashable, list[Use | Problem]] = dataclasses.field(default_factory=dict)
+    returned: set[Hashable] = dataclasses.field(default_factory=set)
+    biases: dict[Site, Bias] = dataclasses.field(default_factory=dict)
+    """By the site of the contraction."""
+
+
+def walk(body: Body, parameters: Sequence[Hashable | None], data_in_consts: bool) -> Notes:
+    """Follows the inputs of a program to which `parameters` gives a name; data flows in by the others.
+
+    `data_in_consts`: whether arrays that the program closes over count as data, too.
+    """
+    notes = Notes()
+    inputs = [
+        Value(data=True) if name is None else Value(views=(View.of(name, aval.shape),))
+        for name, aval in zip(parameters, body.inputs, strict=True)
+    ]
+    for value in _Walk(notes, data_in_consts).run(body, inputs, (), Around()):
+        for view in value.views:
+            whole = not view.partial and all(len(dim) == 1 and dim[0][0] == i for i, dim in enumerate(view.dims))
+            if whole:
+                notes.returned.add(view.source)
+            else:
+                notes.uses.setdefault(view.source, []).append(Problem(Reason.RETURNED, "return"))
+    return notes
+
+
+class _Walk:
+    """One walk: the rules by kind of equation."""
+
+    def __init__(self, notes: Notes, data_in_consts: bool):
+        self.notes = notes
+        self.const = Value(data=data_in_consts)
+
+    def run(self, body: Body, values: Sequence[Value], site: Site, around: Around) -> list[Value]:
+        return program.interpret(
+            body,
+            values,
+            lambda eqn, operands, site: self.step(eqn, operands, site, around),
+            site,
+            literal=lambda _: Value(),
+            const=lambda _: self.const,
+        )
+
+    def step(self, eqn: Equation, values: list[Value], site: Site, around: Around) -> list[Value]:
+        if (body := program.call(eqn)) is not None:
+            custom = around.custom_rule or program.is_custom_rule(eqn)
+            return self.run(body, values, site, dataclasses.replace(around, custom_rule=custom))
+        if (scan := program.scan(eqn)) is not None:
+            return self.scan(scan, eqn, values, site, around)
+        if (loop := program.while_loop(eqn)) is not None:
+            return self.while_loop(loop, eqn, values, site, around)
+        if (branches := program.branches(eqn)) is not None:
+            return self.cond(branches, eqn, values, site, around)
+        return [self.output(eqn, values, site, around)] * len(eqn.outvars)
+
+    def output(self, eqn: Equation, values: list[Value], site: Site, around: Around) -> Value:
+        """What an equation without a body gives."""
+        data = any(value.data for value in values)
+        for contraction in contractions(eqn):
+            if values[contraction.operand].views and values[1 - contraction.operand].data:
+                self.contract(eqn, values, contraction, site, around)
+                return Value(data=True, output=View.of(site, program.outputs(eqn)[0].shape))
+        views = self.moved(eqn, values, data)
+        outputs = [
+            moved
+            for i, value in enumerate(values)
+            if value.output and (moved := move(eqn, value.output, i)) and not moved.partial
+        ]
+        self.bias(eqn, values, site)
+        return Value(data, views, outputs[0] if len(values) == 1 and outputs else None)
+
+    def contract(
+        self, eqn: Equation, values: list[Value], contraction: Contraction, site: Site, around: Around
+    ) -> None:
+        out = program.outputs(eqn)[0]
+        for view in values[contraction.operand].views:
+            self.note(view, Use(site, str(eqn.primitive), view, contraction, out.shape, out.dtype, around))
+
+    def moved(self, eqn: Equation, values: list[Value], data: bool) -> tuple[View, ...]:
+        """The views of an equation's result. A view that ends here is noted as a problem."""
+        kept: list[View] = []
+        for i, value in enumerate(values):
+            for view in value.views:
+                scaled = is_scaling(eqn, i) and not values[1 - i].data
+                result = view if scaled else None if data else move(eqn, view, i)
+                if result is None:
+                    self.note(view, Problem(_reason(eqn, values, i), str(eqn.primitive)))
+                else:
+                    kept.append(result)
+        return tuple(kept)
+
+    def bias(self, eqn: Equation, values: list[Value], site: Site) -> None:
+        """Notes a parameter that is added to the output of a contraction."""
+        if eqn.primitive is not primitive.add_p:
+            return
+        for operand in (0, 1):
+            output, views = values[1 - operand].output, values[operand].views
+            if output and len(views) == 1 and len(views[0].dims) == len(output.dims):
+                self.notes.biases.setdefault(output.source, Bias(site, operand, views[0], output))  # type: ignore[arg-type]
+
+    def note(self, view: View, what: Use | Problem) -> None:
+        self.notes.uses.setdefault(view.source, []).append(what)
+
+    def stop(self, value: Value, reason: Reason, by: str) -> Value:
+        """The value without its views, which end here."""
+        for view in value.views:
+            self.note(view, Problem(reason, by))
+        return Value(value.data)
+
+    def scan(self, scan: program.Scan, eqn: Equation, values: list[Value], site: Site, around: Around) -> list[Value]:
+        consts, carry, xs = scan.split(values)
+        slices = [self.slice(value) for value in xs]
+        inside = dataclasses.replace(around, trips=around.trips * scan.length, loops=around.loops + 1)
+        carry = self.settle(
+            carry, scan.invariant(), lambda walk, carry: walk.run(scan.body, [*consts, *carry, *slices], site, inside)
+        )
+        results = self.run(scan.body, [*consts, *carry, *slices], site, inside)
+        ys = [self.stop(value, Reason.OPAQUE, "scan") for value in results[scan.num_carry :]]
+        return [*self.handed_on(carry, scan.invariant(), results), *ys]
+
+    def slice(self, value: Value) -> Value:
+        """What a trip of a scan gets."""
+        views = [view.scanned() for view in value.views]
+        if any(view is None for view in views):
+            return self.stop(value, Reason.RESHAPED, "scan")
+        return Value(value.data, tuple(view for view in views if view is not None))
+
+    def while_loop(
+        self, loop: program.While, eqn: Equation, values: list[Value], site: Site, around: Around
+    ) -> list[Value]:
+        inside = dataclasses.replace(around, trips=math.inf, loops=around.loops + 1)
+        first, second = loop.condition_consts, loop.condition_consts + loop.body_consts
+        condition_consts, consts, carry = values[:first], values[first:second], values[second:]
+        carry = self.settle(
+            carry, loop.invariant(), lambda walk, carry: walk.run(loop.body, [*consts, *carry], (*site, 1), inside)
+        )
+        self.run(loop.condition, [*condition_consts, *carry], (*site, 0), inside)
+        results = self.run(loop.body, [*consts, *carry], (*site, 1), inside)
+        return self.handed_on(carry, loop.invariant(), results)
+
+    def settle(self, carry: list[Value], invariant: list[bool], trip: Any) -> list[Value]:
+        """The carries of a loop, after as many trips as it takes until no more of them hold data."""
+        carry = [
+            value if same else self.stop(value, Reason.CARRIED, "loop")
+            for value, same in zip(carry, invariant, strict=True)
+        ]
+        while True:
+            after = trip(_Walk(Notes(), self.const.data), carry)
+            grown = [
+                dataclasses.replace(value, data=value.data or out.data)
+                for value, out in zip(carry, after, strict=False)
+            ]
+            if grown == carry:
+                return carry
+            carry = grown
+
+    def handed_on(self, carry: list[Value], invariant: list[bool], results: list[Value]) -> list[Value]:
+        """The carries after a loop: those that it does not change keep their views."""
+        return [
+            before if same else self.stop(after, Reason.CARRIED, "loop")
+            for before, after, same in zip(carry, results, invariant, strict=False)
+        ]
+
+    def cond(self, branches: list[Body], eqn: Equation, values: list[Value], site: Site, around: Around) -> list[Value]:
+        index, *operands = values
+        inside = dataclasses.replace(around, branch=True)
+        results = [self.run(branch, operands, (*site, i), inside) for i, branch in enumerate(branches)]
+        return [self.join(index, values) for values in zip(*results, strict=True)]
+
+    def join(self, index: Value, values: Sequence[Value]) -> Value:
+        """A result of a cond, of what its branches give."""
+        data = index.data or any(value.data for value in values)
+        if not data and all(value.views == values[0].views for value in values):
+            return Value(data, values[0].views)
+        for value in values:
+            self.stop(value, Reason.BRANCH, "cond")
+        return Value(data)
+
+
+def _reason(eqn: Equation, values: list[Value], operand: int) -> Reason:
+    """Why a view ends in this equation. For people; nothing is decided by it."""
+    shapes, output = program.shapes(eqn), program.outputs(eqn)[0]
+    if eqn.primitive in (primitive.gather_p, primitive.dynamic_slice_p):
+        return Reason.INDEXED if operand == 0 else Reason.OPAQUE
+    if eqn.primitive in (primitive.dot_general_p, primitive.conv_general_dilated_p):
+        same = {view.source for view in values[0].views} & {view.source for view in values[1].views}
+        if any(value.data for value in values):
+            return Reason.OPAQUE
+        return Reason.PENALTY if same and output.size == 1 else Reason.NO_DATA
+    squares = eqn.primitive in (primitive.square_p, primitive.integer_pow_p)
+    if squares or (len(eqn.invars) == 2 and eqn.invars[0] is eqn.invars[1]):
+        return Reason.PENALTY
+    if eqn.primitive in _REDUCTIONS:
+        return Reason.PENALTY
+    if eqn.primitive in MOVES and eqn.primitive is not primitive.concatenate_p:
+        return Reason.RESHAPED
+    return Reason.ELEMENTWISE if all(_broadcasts_to(shape, output.shape) for shape in shapes) else Reason.OPAQUE
+
+
+def _broadcasts_to(shape: Sequence[int], output: Sequence[int]) -> bool:
+    return not shape or (len(shape) == len(output) and all(n in (1, m) for n, m in zip(shape, output, strict=True)))
+
+
+_REDUCTIONS = frozenset({primitive.reduce_sum_p, primitive.reduce_max_p, primitive.reduce_min_p})
