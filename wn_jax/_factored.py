@@ -1,8 +1,6 @@
-"""Running a program on weights that are not multiplied out: `v` and `g / ||v||`, side by side.
+"""Weights that are not multiplied out: `v` and `g / ||v||`, side by side, among the values of a running program.
 
-`x @ (v * s)` is `(x @ v) * s`. A `Factored` stands for `v * s` among the values of a running program. Operations that
-only move numbers move both of its arrays; a matmul or convolution takes `v` and scales its output; before any other
-operation it becomes the weight. So a run is right by construction, and fast where it is understood.
+Operations that only move numbers move both arrays. This file knows how, for each such operation; `_run` runs programs.
 """
 
 from __future__ import annotations
@@ -17,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from wn_jax import _program as program
-from wn_jax._program import Body, Equation, Site, primitive
-from wn_jax._views import Contraction, contractions, is_scaling
+from wn_jax._program import Equation, primitive
+from wn_jax._views import is_scaling
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("v", "scale"), meta_fields=("dtype",))
@@ -39,134 +37,22 @@ class Factored:
         return [size > 1 for size in self.scale.shape]
 
 
-Contract = Callable[[Equation, list[Any], Contraction, Site], Any]
-"""What to do at a contraction of a `Factored` operand with an array; `None` leaves it to the weight."""
-
-
-def run(body: Body, values: Sequence[Any], contract: Contract | None = None, site: Site = ()) -> list[Any]:
-    """The results of a program of which some inputs are `Factored`; some of the results may be."""
-    return program.interpret(body, values, functools.partial(step, contract or scale_output), site)
-
-
-def step(contract: Contract, eqn: Equation, values: list[Any], site: Site) -> Sequence[Any]:
-    """The results of one equation."""
-    if not any(isinstance(value, Factored) for value in values):
-        return program.bind(eqn, values)
-    for attempt in (_contraction, _moved, _scaled, _called, _scanned, _switched):
-        results = attempt(contract, eqn, values, site)
-        if results is not None:
-            return results
-    return program.bind(eqn, [weight(value) for value in values])
-
-
 def weight(value: Any) -> Any:
     """A value as an array."""
     return value.weight() if isinstance(value, Factored) else value
 
 
-def scale_output(eqn: Equation, values: list[Any], contraction: Contraction, site: Site) -> Any:
-    """The contraction of `v`, times the scale; `None` where the scale varies along what is summed over."""
-    parts = contract_v(eqn, values, contraction)
-    if parts is None:
-        return None
-    output, scale = parts
-    return (output.astype(jnp.promote_types(scale.dtype, output.dtype)) * scale).astype(output.dtype)
-
-
-def contract_v(eqn: Equation, values: list[Any], contraction: Contraction) -> tuple[jax.Array, jax.Array] | None:
-    """The contraction of `v`, and the scale laid out as its output is."""
-    factored = values[contraction.operand]
-    varies = factored.varies()
-    operands = [value.v.astype(value.dtype) if value is factored else value for value in values]
-    out = program.outputs(eqn)[0]
-    if jnp.float16 in (factored.dtype, out.dtype) or any(varies[dim] for dim in contraction.contracted):
-        return None  # in float16 the output of a direction with large entries would overflow
-    kept = dict(contraction.kept)
-    shape = [1] * out.ndim
-    for dim, target in kept.items():
-        shape[target] = factored.scale.shape[dim]
-    order = sorted(kept, key=lambda dim: kept[dim])
-    scale = jnp.squeeze(factored.scale, tuple(contraction.contracted))
-    left = [dim for dim in range(len(varies)) if dim not in contraction.contracted]
-    scale = scale.transpose([left.index(dim) for dim in order]).reshape(shape)
-    return program.bind(eqn, operands)[0], scale
-
-
-def _contraction(contract: Contract, eqn: Equation, values: list[Any], site: Site) -> list[Any] | None:
-    for contraction in contractions(eqn):
-        if isinstance(values[contraction.operand], Factored):
-            operands = [value if i == contraction.operand else weight(value) for i, value in enumerate(values)]
-            result = contract(eqn, operands, contraction, site)
-            if result is not None:
-                return [result]
-    return None
-
-
-def _moved(contract: Contract, eqn: Equation, values: list[Any], site: Site) -> list[Any] | None:
+def moved(eqn: Equation, values: list[Any]) -> Factored | None:
+    """The result of an equation that only moves numbers, or multiplies by a scalar; `None` for any other."""
     rule = _MOVES.get(eqn.primitive)
-    if rule is None or (any(isinstance(value, Factored) for value in values[1:]) and rule is not _concatenate):
-        return None
-    moved = rule(eqn, values)
-    return None if moved is None else [moved]
-
-
-def _scaled(contract: Contract, eqn: Equation, values: list[Any], site: Site) -> list[Any] | None:
-    """A product with a scalar: the scale takes it."""
+    if rule is not None and (rule is _concatenate or not any(isinstance(value, Factored) for value in values[1:])):
+        return rule(eqn, values)
     for i, value in enumerate(values):
         if isinstance(value, Factored) and is_scaling(eqn, i) and value.dtype == value.v.dtype:
             scalar = jnp.asarray(weight(values[1 - i]), value.scale.dtype).reshape((1,) * value.v.ndim)
             divided = eqn.primitive is primitive.div_p
-            scale = value.scale / scalar if divided else value.scale * scalar
-            return [dataclasses.replace(value, scale=scale)]
+            return dataclasses.replace(value, scale=value.scale / scalar if divided else value.scale * scalar)
     return None
-
-
-def _called(contract: Contract, eqn: Equation, values: list[Any], site: Site) -> list[Any] | None:
-    """A `jit` is run through, a `remat` stays one. Custom derivative rules hold for the weight only."""
-    body = program.call(eqn)
-    if body is None or _is_eager(values):
-        return None
-
-    def inside(*values: Any) -> list[Any]:
-        return run(body, values, contract, site)
-
-    if program.is_plain_jit(eqn):
-        return inside(*values)
-    again = program.again(eqn, inside)
-    return again(*values) if again else None
-
-
-def _scanned(contract: Contract, eqn: Equation, values: list[Any], site: Site) -> list[Any] | None:
-    """A `scan` stays one: its body takes constants and slices as they are."""
-    scan = program.scan(eqn)
-    if scan is None or _is_eager(values):
-        return None
-    consts, carry, xs = scan.split(values)
-
-    def trip(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
-        results = [weight(value) for value in run(scan.body, [*consts, *carry, *xs], contract, site)]
-        return results[: scan.num_carry], results[scan.num_carry :]
-
-    carry, ys = scan.run(trip, [weight(value) for value in carry], xs)
-    return [*carry, *ys]
-
-
-def _switched(contract: Contract, eqn: Equation, values: list[Any], site: Site) -> list[Any] | None:
-    """A `cond` or `switch` stays one: its branches give arrays."""
-    bodies = program.branches(eqn)
-    if bodies is None or _is_eager(values):
-        return None
-    index, *operands = values
-
-    def branch(i: int) -> Callable[..., list[Any]]:
-        return lambda *values: [weight(value) for value in run(bodies[i], values, contract, (*site, i))]
-
-    return jax.lax.switch(index, [branch(i) for i in range(len(bodies))], *operands)
-
-
-def _is_eager(values: Sequence[Any]) -> bool:
-    """Outside of any transformation, where the equation as it is runs compiled, and a rewritten one would not."""
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(list(values)))
 
 
 def _same(eqn: Equation, values: list[Any]) -> Factored:

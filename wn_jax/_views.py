@@ -29,19 +29,23 @@ class View:
     dims: tuple[Dim, ...]
     partial: frozenset[int] = frozenset()
     """Axes of which the array holds only a slice, or which others were concatenated to."""
-    loops: int = 0
-    """How many scans around gave each of their trips a slice of its own."""
+    slices: tuple[tuple[Hashable, Dim], ...] = ()
+    """The scans around that give each of their trips a slice of its own, and the dimension that they slice."""
 
     @classmethod
     def of(cls, source: Hashable, shape: Sequence[int]) -> View:
         """The whole array, its axes counted from 0."""
         return cls(source, tuple(((axis, size),) for axis, size in enumerate(shape)))
 
-    def scanned(self) -> View | None:
-        """What a trip of a scan gets of this array; `None` where its leading dimension is more than one axis."""
-        if len(self.dims[0]) != 1:
-            return None
-        return dataclasses.replace(self, dims=self.dims[1:], loops=self.loops + 1)
+    def sliced(self, scan: Hashable) -> View:
+        """What a trip of a scan gets of this array."""
+        return dataclasses.replace(self, dims=self.dims[1:], slices=(*self.slices, (scan, self.dims[0])))
+
+    def stacked(self, scan: Hashable, length: int) -> View:
+        """What a scan makes of the arrays that its trips give."""
+        if self.slices and self.slices[-1][0] == scan:
+            return dataclasses.replace(self, dims=(self.slices[-1][1], *self.dims), slices=self.slices[:-1])
+        return dataclasses.replace(self, dims=(((None, length),), *self.dims))
 
     def axes(self, dims: Sequence[int]) -> frozenset[int]:
         """The source's axes in these dimensions."""
@@ -109,18 +113,16 @@ def _reshape(eqn: Equation, view: View, operand: int) -> View | None:
 
 def _regroup(atoms: list[tuple[Axis, int]], shape: Sequence[int]) -> tuple[Dim, ...] | None:
     """Consecutive axes gathered into dimensions of these sizes, or `None` where an axis would have to be split."""
-    left = iter([atom for atom in atoms if atom[1] != 1])
-    dims = []
+    dims, rest = [], list(atoms)
     for size in shape:
         dim: list[tuple[Axis, int]] = []
-        while math.prod(n for _, n in dim) < size:
-            atom = next(left, None)
-            if atom is None:
-                return None
-            dim.append(atom)
+        if size == 1 and rest and rest[0][1] == 1:
+            dim.append(rest.pop(0))
+        while rest and math.prod(n for _, n in dim) < size:
+            dim.append(rest.pop(0))
         if math.prod(n for _, n in dim) != size:
             return None
-        dims.append(tuple(dim) if dim else ((None, 1),))
+        dims.append(tuple(dim) or ((None, 1),))
     return tuple(dims)
 
 
@@ -135,7 +137,8 @@ def _slice(eqn: Equation, view: View, operand: int) -> View | None:
                 return None
             axis = dims[i][0][0]
             dims[i] = ((axis, after),)
-            partial |= {axis} - {None}
+            if axis is not None:
+                partial.add(axis)
     return dataclasses.replace(view, dims=tuple(dims), partial=frozenset(partial))
 
 
@@ -146,7 +149,7 @@ def _concatenate(eqn: Equation, view: View, operand: int) -> View | None:
     axis = view.dims[along][0][0]
     dims = list(view.dims)
     dims[along] = ((axis, outputs(eqn)[0].shape[along]),)
-    return dataclasses.replace(view, dims=tuple(dims), partial=view.partial | ({axis} - {None}))
+    return dataclasses.replace(view, dims=tuple(dims), partial=view.partial | {a for a in (axis,) if a is not None})
 
 
 MOVES: dict[Any, Callable[[Equation, View, int], View | None]] = {

@@ -255,21 +255,17 @@ class _Walk:
 
     def scan(self, scan: program.Scan, eqn: Equation, values: list[Value], site: Site, around: Around) -> list[Value]:
         consts, carry, xs = scan.split(values)
-        slices = [self.slice(value) for value in xs]
+        slices = [dataclasses.replace(value, views=tuple(view.sliced(site) for view in value.views)) for value in xs]
         inside = dataclasses.replace(around, trips=around.trips * scan.length, loops=around.loops + 1)
         carry = self.settle(
             carry, scan.invariant(), lambda walk, carry: walk.run(scan.body, [*consts, *carry, *slices], site, inside)
         )
         results = self.run(scan.body, [*consts, *carry, *slices], site, inside)
-        ys = [self.stop(value, Reason.OPAQUE, "scan") for value in results[scan.num_carry :]]
+        ys = [
+            Value(value.data, tuple(view.stacked(site, scan.length) for view in value.views))
+            for value in results[scan.num_carry :]
+        ]
         return [*self.handed_on(carry, scan.invariant(), results), *ys]
-
-    def slice(self, value: Value) -> Value:
-        """What a trip of a scan gets."""
-        views = [view.scanned() for view in value.views]
-        if any(view is None for view in views):
-            return self.stop(value, Reason.RESHAPED, "scan")
-        return Value(value.data, tuple(view for view in views if view is not None))
 
     def while_loop(
         self, loop: program.While, eqn: Equation, values: list[Value], site: Site, around: Around
@@ -325,7 +321,7 @@ class _Walk:
 
 def _reason(eqn: Equation, values: list[Value], operand: int) -> Reason:
     """Why a view ends in this equation. For people; nothing is decided by it."""
-    shapes, output = program.shapes(eqn), program.outputs(eqn)[0]
+    output = program.outputs(eqn)[0]
     if eqn.primitive in (primitive.gather_p, primitive.dynamic_slice_p):
         return Reason.INDEXED if operand == 0 else Reason.OPAQUE
     if eqn.primitive in (primitive.dot_general_p, primitive.conv_general_dilated_p):
@@ -340,11 +336,14 @@ def _reason(eqn: Equation, values: list[Value], operand: int) -> Reason:
         return Reason.PENALTY
     if eqn.primitive in MOVES and eqn.primitive is not primitive.concatenate_p:
         return Reason.RESHAPED
-    return Reason.ELEMENTWISE if all(_broadcasts_to(shape, output.shape) for shape in shapes) else Reason.OPAQUE
-
-
-def _broadcasts_to(shape: Sequence[int], output: Sequence[int]) -> bool:
-    return not shape or (len(shape) == len(output) and all(n in (1, m) for n, m in zip(shape, output, strict=True)))
+    return Reason.ELEMENTWISE if eqn.primitive in _ELEMENTWISE else Reason.OPAQUE
 
 
 _REDUCTIONS = frozenset({primitive.reduce_sum_p, primitive.reduce_max_p, primitive.reduce_min_p})
+_ELEMENTWISE = frozenset(
+    getattr(primitive, f"{name}_p")
+    for name in (
+        *("abs", "add", "clamp", "cos", "div", "exp", "exp2", "expm1", "log", "log1p", "logistic", "max", "min", "mul"),
+        *("pow", "rem", "round", "rsqrt", "select_n", "sign", "sin", "sqrt", "sub", "tanh"),
+    )
+)

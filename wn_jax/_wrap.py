@@ -10,8 +10,9 @@ from typing import Any
 import jax
 
 from wn_jax._boxes import unbox
-from wn_jax._factored import Factored, run, weight
+from wn_jax._factored import Factored, weight
 from wn_jax._node import is_node
+from wn_jax._run import Runner
 from wn_jax._transform import reconstruct, with_plain_children
 from wn_jax._uses import COST, Leaf, check_callable, check_position, read
 
@@ -74,7 +75,7 @@ def _run_factored(
     for leaf in reading.leaves:
         if leaf.node is not None:
             inputs[leaf.input] = _value(leaf, cost)
-    return reading.program.unflatten([weight(value) for value in run(reading.program.body, inputs)])
+    return reading.program.unflatten([weight(value) for value in Runner().run(reading.program.body, inputs)])
 
 
 def _value(leaf: Leaf, cost: float) -> Any:
