@@ -43,10 +43,15 @@ def weight(value: Any) -> Any:
 
 
 def moved(eqn: Equation, values: list[Any]) -> Factored | None:
-    """The result of an equation that only moves numbers, or multiplies by a scalar; `None` for any other."""
+    """The result of an equation that only moves numbers; `None` for any other."""
     rule = _MOVES.get(eqn.primitive)
-    if rule is not None and (rule is _concatenate or not any(isinstance(value, Factored) for value in values[1:])):
-        return rule(eqn, values)
+    if rule is None or (rule is not _concatenate and any(isinstance(value, Factored) for value in values[1:])):
+        return None
+    return rule(eqn, values)
+
+
+def scaled(eqn: Equation, values: list[Any]) -> Factored | None:
+    """The result of a multiplication with a scalar, which the scale takes; `None` for any other equation."""
     for i, value in enumerate(values):
         if isinstance(value, Factored) and is_scaling(eqn, i) and value.dtype == value.v.dtype:
             scalar = jnp.asarray(weight(values[1 - i]), value.scale.dtype).reshape((1,) * value.v.ndim)

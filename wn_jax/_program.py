@@ -115,13 +115,14 @@ def interpret(
 def bind(eqn: Equation, operands: Sequence[Any]) -> list[Any]:
     """Runs one equation, as `jax.core.eval_jaxpr` does: under its source line, name scope and configuration."""
     inputs = {var: value for var, value in zip(eqn.invars, operands, strict=True) if not isinstance(var, jex.Literal)}
-    alone = jex.Jaxpr((), list(inputs), list(eqn.outvars), [eqn], eqn.effects)
+    about = jex.DebugInfo("wn_jax", "bind", ("",) * len(inputs), ("",) * len(eqn.outvars))
+    alone = jex.Jaxpr((), list(inputs), list(eqn.outvars), [eqn], eqn.effects, about)
     return list(jax.core.eval_jaxpr(alone, (), *inputs.values()))
 
 
 def shapes(eqn: Equation) -> list[tuple[int, ...]]:
     """The shapes of an equation's operands."""
-    return [var.aval.shape for var in eqn.invars]
+    return [var.aval.shape for var in eqn.invars]  # type: ignore[attr-defined]
 
 
 def outputs(eqn: Equation) -> list[Any]:

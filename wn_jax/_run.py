@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from wn_jax import _program as program
-from wn_jax._factored import Factored, moved, weight
+from wn_jax._factored import Factored, moved, scaled, weight
 from wn_jax._program import Body, Equation, Scan, Site
 from wn_jax._views import Contraction, contractions
 
@@ -33,7 +33,7 @@ class Runner:
         contracted = self.contracted(eqn, values, site)
         if contracted is not None:
             return [contracted]
-        result = moved(eqn, values)
+        result = moved(eqn, values) or self.scaled(eqn, values)
         if result is not None:
             return [result]
         inside = self.entered(eqn, values, site)
@@ -57,6 +57,10 @@ class Runner:
         output = program.bind(eqn, with_v(values, contraction))[0]
         scale = scale_of_output(factored, contraction, output.ndim)
         return (output.astype(jnp.promote_types(scale.dtype, output.dtype)) * scale).astype(output.dtype)
+
+    def scaled(self, eqn: Equation, values: list[Any]) -> Factored | None:
+        """A `Factored` times a scalar, or `None`."""
+        return scaled(eqn, values)
 
     def entered(self, eqn: Equation, values: list[Any], site: Site) -> Sequence[Any] | None:
         """The results of a call, a loop or a branch with this runner at work inside; `None` to leave it as it is.

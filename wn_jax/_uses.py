@@ -49,7 +49,7 @@ def infer_axes(fn: Callable[..., Any], argnums: int = 0) -> Callable[..., dict[s
 
     @functools.wraps(fn)
     def infer(*args: Any, **kwargs: Any) -> dict[str, tuple[int, ...]]:
-        return {use.path: use.reduction for use in uses(*args, **kwargs) if use.reason is None}
+        return {use.path: use.reduction for use in uses(*args, **kwargs) if use.reduction is not None}
 
     return infer
 
@@ -133,6 +133,8 @@ class Leaf:
     """A parameter leaf in a program, and what the walk noted of it."""
 
     path: str
+    position: int
+    """Which leaf of its tree it is."""
     input: int
     """Which input of the program it is."""
     aval: Any
@@ -227,32 +229,33 @@ def read(
     """Traces `fn`, with an abstract weight in place of each node, and follows the parameters in `argnums`."""
     check_position(argnums, args, kwargs)
     plain = list(args)
-    found: list[tuple[str, int, Any, Any]] = []  # path, input of the program, node, where its scale does not vary
+    found: list[dict[str, Any]] = []
     for position in sorted(argnums):
         offset = sum(map(is_array, jax.tree_util.tree_leaves(plain[:position])))
         paths, leaves, treedef = flatten(args[position])
         weights = []
-        for path, leaf in zip(paths, leaves, strict=True):
+        for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
             weight, node, reduced = leaf, None, None
             if is_node(leaf):
                 node, (weight, scale) = leaf, abstract_weight(leaf)
                 reduced = frozenset(axis for axis, size in enumerate(scale.shape) if size == 1)
             weights.append(weight)
             arrays = sum(map(is_array, jax.tree_util.tree_leaves(weight)))
-            found += [(path, offset + i, node, reduced) for i in range(arrays)]
-            offset += arrays
+            for _ in range(arrays):
+                found.append({"path": path, "position": i, "input": offset, "node": node, "reduced": reduced})
+                offset += 1
         plain[position] = jax.tree_util.tree_unflatten(treedef, weights)
     traced = trace(fn, plain, kwargs, purpose)
     names: list[int | None] = [None] * len(traced.arrays)
-    for _, index, _, _ in found:
-        names[index] = index
+    for leaf in found:
+        names[leaf["input"]] = leaf["input"]
     notes = walk(traced.body, names, data_in_consts or None not in names)
-    return Reading(traced, [_leaf(traced, notes, *entry) for entry in found], notes.biases)
+    return Reading(traced, [_leaf(traced, notes, **leaf) for leaf in found], notes.biases)
 
 
-def _leaf(traced: Program, notes: Notes, path: str, index: int, node: Any, reduced: frozenset[int] | None) -> Leaf:
-    aval = traced.body.inputs[index]
-    return Leaf(path, index, aval, node, reduced, tuple(notes.uses.get(index, ())), index in notes.returned)
+def _leaf(traced: Program, notes: Notes, input: int, **found: Any) -> Leaf:
+    noted: Any = {"notes": tuple(notes.uses.get(input, ())), "returned": input in notes.returned}
+    return Leaf(input=input, aval=traced.body.inputs[input], **noted, **found)
 
 
 def check_callable(name: str, fn: Any) -> None:

@@ -55,12 +55,20 @@ class View:
         """Whether one of these dimensions repeats the array."""
         return any(axis is None and size > 1 for dim in dims for axis, size in self.dims[dim])
 
-    def to_source(self, array: jax.Array, shape: Sequence[int]) -> jax.Array:
-        """An array of this view's dimensions, laid out as the source; `shape` is the result's, with 1 where it is 1."""
-        atoms = [(axis, shape[axis]) for dim in self.dims for axis, _ in dim if axis is not None]
-        array = array.reshape([size for _, size in atoms])
-        order = sorted(range(len(atoms)), key=lambda i: atoms[i][0])
-        return array.transpose(order).reshape(tuple(shape))
+    def to_source(self, array: jax.Array, ndim: int, reduced: frozenset[int] = frozenset()) -> jax.Array:
+        """An array of this view's dimensions, of size 1 in `reduced` axes, laid out as its source of rank `ndim`.
+
+        Axes of the source that the view lacks get size 1.
+        """
+        sizes = {axis: 1 if axis in reduced else size for dim in self.dims for axis, size in dim if axis is not None}
+        order = sorted(range(len(sizes)), key=list(sizes).__getitem__)
+        return array.reshape(list(sizes.values())).transpose(order).reshape([sizes.get(i, 1) for i in range(ndim)])
+
+    def from_source(self, array: jax.Array) -> jax.Array:
+        """An array of the source's dimensions, of any of which it may have just one, laid out as this view."""
+        axes = [axis for dim in self.dims for axis, _ in dim if axis is not None]
+        shape = [math.prod(array.shape[axis] for axis, _ in dim if axis is not None) for dim in self.dims]
+        return array.transpose([*axes, *(i for i in range(array.ndim) if i not in axes)]).reshape(shape)
 
 
 def move(eqn: Equation, view: View, operand: int) -> View | None:

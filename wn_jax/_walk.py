@@ -242,7 +242,8 @@ class _Walk:
         for operand in (0, 1):
             output, views = values[1 - operand].output, values[operand].views
             if output and len(views) == 1 and len(views[0].dims) == len(output.dims):
-                self.notes.biases.setdefault(output.source, Bias(site, operand, views[0], output))  # type: ignore[arg-type]
+                bias = Bias(site, operand, views[0], output)
+                self.notes.biases.setdefault(output.source, bias)  # type: ignore[arg-type]
 
     def note(self, view: View, what: Use | Problem) -> None:
         self.notes.uses.setdefault(view.source, []).append(what)
@@ -254,7 +255,7 @@ class _Walk:
         return Value(value.data)
 
     def scan(self, scan: program.Scan, eqn: Equation, values: list[Value], site: Site, around: Around) -> list[Value]:
-        consts, carry, xs = scan.split(values)
+        consts, carry, xs = scan.split([Value(value.data, value.views) for value in values])
         slices = [dataclasses.replace(value, views=tuple(view.sliced(site) for view in value.views)) for value in xs]
         inside = dataclasses.replace(around, trips=around.trips * scan.length, loops=around.loops + 1)
         carry = self.settle(
@@ -272,6 +273,7 @@ class _Walk:
     ) -> list[Value]:
         inside = dataclasses.replace(around, trips=math.inf, loops=around.loops + 1)
         first, second = loop.condition_consts, loop.condition_consts + loop.body_consts
+        values = [Value(value.data, value.views) for value in values]
         condition_consts, consts, carry = values[:first], values[first:second], values[second:]
         carry = self.settle(
             carry, loop.invariant(), lambda walk, carry: walk.run(loop.body, [*consts, *carry], (*site, 1), inside)
@@ -304,7 +306,7 @@ class _Walk:
         ]
 
     def cond(self, branches: list[Body], eqn: Equation, values: list[Value], site: Site, around: Around) -> list[Value]:
-        index, *operands = values
+        index, *operands = [Value(value.data, value.views) for value in values]
         inside = dataclasses.replace(around, branch=True)
         results = [self.run(branch, operands, (*site, i), inside) for i, branch in enumerate(branches)]
         return [self.join(index, values) for values in zip(*results, strict=True)]

@@ -1,0 +1,334 @@
+"""Data-dependent initialization: each `g` and bias from one batch, in the order of the program.
+
+Source: Salimans & Kingma (2016), section 3, equations 5 and 6: with `g = 1/std` and `b = -mean/std` of what a unit
+direction gives on a batch, every pre-activation starts with mean 0 and variance 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wn_jax import _program as program
+from wn_jax._boxes import rebox, unbox
+from wn_jax._factored import Factored, weight
+from wn_jax._node import WeightNorm, norm_dtype
+from wn_jax._program import Equation, Scan, Site
+from wn_jax._run import Runner, scale_of_output, with_v
+from wn_jax._transform import flatten, with_plain_children
+from wn_jax._uses import Leaf, Reading, check_callable, check_position, read
+from wn_jax._views import Contraction, View, is_scaling
+from wn_jax._walk import Bias, Use
+
+
+def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int = 0) -> Callable[..., Any]:
+    """Sets `g` and the biases so that each pre-activation of `fn` has mean 0 and a given deviation on one batch.
+
+    Returns a function of `fn`'s own arguments that returns the parameters anew. In the order of the program, each
+    matmul or convolution of a node is computed with unit directions, and its mean and standard deviation are taken,
+    in float32, over everything but the features; then `g = init_scale / std`, the bias that the program adds to that
+    output (if it does, and only there) becomes `-init_scale * mean / std`, and the program goes on with the new output.
+    Each of a scanned stack of layers sees what the layers before it give.
+
+    Some nodes keep their `g`, hence their function, and a warning names them: those that are used at several places or
+    at several steps of a loop over time, that a branch or a `while_loop` holds, or whose norm runs over other axes than
+    the program sums over; and, of the others, features that are constant on the batch. `v` never changes.
+
+    Works in `jit`, where the constant features are told by a `jax.debug.callback`, and with a batch that is sharded
+    over devices: its statistics are those of the whole batch.
+
+    Arguments:
+        fn: a function whose argument `argnums` is the parameter tree, with nodes; such as `model.apply`.
+        init_scale: the standard deviation that pre-activations get.
+        argnums: the position of the parameters.
+
+    Raises:
+        ValueError: `init_scale` is not positive; the parameters hold no nodes; a layer gets a single sample, of which
+            there is no deviation; or (outside `jit`) a pre-activation is NaN or infinite: the first layer is named.
+        TypeError: `fn` is not callable, or an argument is abstract.
+
+    >>> import jax, jax.numpy as jnp, wn_jax as wn
+    >>> def model(params, x):
+    ...     return x @ params["kernel"] + params["bias"]
+    >>> params = wn.reparameterize({"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}, {"kernel": (-2,)})
+    >>> x = jax.random.normal(jax.random.key(0), (50, 3)) * 9 + 5
+    >>> y = wn.wrap(model)(wn.init_from_data(model)(params, x), x)
+    >>> bool((abs(y.mean(0)) < 1e-5).all() and (abs(y.std(0) - 1) < 1e-5).all())
+    True
+    """
+    check_callable("init_from_data", fn)
+    if not 0 < init_scale < math.inf:
+        raise ValueError(f"init_scale must be a positive number, the deviation of pre-activations; got {init_scale!r}")
+
+    @functools.wraps(fn)
+    def initialize(*args: Any, **kwargs: Any) -> Any:
+        check_position((argnums,), args, kwargs)
+        reading = read(fn, (argnums,), args, kwargs, "to initialize its weights from data.")
+        plan = _plan(reading)
+        inputs = [_check_concrete(array) for array in _inputs(reading, plan)]
+        results = jax.jit(lambda inputs: _results(reading, plan, init_scale, inputs))(inputs)
+        _report(plan, results)
+        return _renewed(args[argnums], plan, results)
+
+    return initialize
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A node that gets its `g`, and perhaps a bias, at one contraction."""
+
+    leaf: Leaf
+    use: Use
+    samples: tuple[int, ...]
+    """The output's dimensions over which statistics are taken."""
+    bias: tuple[Leaf, Bias] | None
+
+    def g(self, gain: jax.Array) -> jax.Array:
+        """Numbers of the output's features, laid out as the node's `g` (that of one layer, in a scanned stack)."""
+        kept = [target for _, target in sorted(self.use.contraction.kept)]
+        gain = gain.transpose([*kept, *(dim for dim in range(gain.ndim) if dim not in kept)])
+        return self.use.view.to_source(gain, self.leaf.aval.ndim, self.use.reduction)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a target gets."""
+
+    g: jax.Array
+    bias: jax.Array | None
+    constant: jax.Array
+    """How many of its features are constant on the batch."""
+    finite: jax.Array
+
+
+jax.tree_util.register_dataclass(Result, ["g", "bias", "constant", "finite"], [])
+
+
+def _plan(reading: Reading) -> dict[Site, Target]:
+    """The nodes to initialize, by the site of their contraction, in the order of the program. Warns of the others."""
+    nodes = [leaf for leaf in reading.leaves if leaf.node is not None]
+    if not nodes:
+        raise ValueError(
+            "the parameters hold no nodes, so there is no g to initialize; "
+            "call wn_jax.reparameterize(params, wn_jax.infer_axes(fn)(params, ...)) first"
+        )
+    kept = {leaf.path: why for leaf in nodes if (why := _why_not(leaf))}
+    targets = {leaf.uses[0].site: _target(leaf, reading) for leaf in nodes if leaf.path not in kept}
+    if kept:
+        lines = "".join(f"\n  {path}: {why}" for path, why in kept.items())
+        _warn(f"init_from_data left {len(kept)} of {len(nodes)} nodes as they were:{lines}")
+    return dict(sorted(targets.items()))
+
+
+def _why_not(leaf: Leaf) -> str | None:
+    """Why a node keeps its `g`."""
+    if not isinstance(leaf.node, WeightNorm):
+        return f"it is a {type(leaf.node).__name__}, which has no g that is known here"
+    if leaf.problem:
+        return leaf.problem.reason.explanation
+    if len(leaf.uses) > 1:
+        return f"the program uses it at {len(leaf.uses)} places"
+    use = leaf.uses[0]
+    if use.around.trips == math.inf:
+        return "a while_loop uses it"
+    if use.around.branch:
+        return "a branch of a cond or switch uses it"
+    if len(use.view.slices) < use.around.loops:
+        return "it is used at several steps of a loop"
+    if use.view.partial or any(len(dim) > 1 for _, dim in use.view.slices):
+        return "the program uses it in parts"
+    if leaf.axes(leaf.reduced or frozenset()) != leaf.axes(use.reduction | _of_size_1(leaf)):
+        return f"its norm runs over {leaf.node.axes}, the program sums over {leaf.axes(use.reduction)}"
+    return None
+
+
+def _of_size_1(leaf: Leaf) -> frozenset[int]:
+    return frozenset(axis for axis, size in enumerate(leaf.aval.shape) if size == 1)
+
+
+def _target(leaf: Leaf, reading: Reading) -> Target:
+    use = leaf.uses[0]
+    features = {target for dim, target in use.contraction.kept if use.view.axes([dim])}
+    samples = tuple(dim for dim in range(len(use.output)) if dim not in features)
+    if math.prod(use.output[dim] for dim in samples) < 2:
+        raise ValueError(
+            f"init_from_data has a single sample for each feature of {leaf.path!r}, whose output has shape "
+            f"{use.output}: that has no standard deviation. Give it a larger batch."
+        )
+    return Target(leaf, use, samples, _bias(use, samples, reading))
+
+
+def _bias(use: Use, samples: Sequence[int], reading: Reading) -> tuple[Leaf, Bias] | None:
+    """The bias that the program adds to this output: one number a feature, used for nothing else."""
+    bias = reading.biases.get(use.site)
+    if bias is None:
+        return None
+    leaf = next(leaf for leaf in reading.leaves if leaf.input == bias.view.source)
+    if leaf.node is not None or len(leaf.notes) > 1 or leaf.returned or bias.view.partial:
+        return None
+    if len(bias.view.slices) < use.around.loops or any(len(dim) > 1 for _, dim in bias.view.slices):
+        return None
+    for dim, added in zip(bias.output.dims, bias.view.dims, strict=True):
+        sampled = [axis in samples for axis, size in dim if size > 1]
+        features = math.prod(size for axis, size in dim if axis not in samples)
+        if len(set(sampled)) > 1 or features != math.prod(size for axis, size in added if axis is not None):
+            return None
+    return leaf, bias
+
+
+def _inputs(reading: Reading, plan: dict[Site, Target]) -> list[Any]:
+    """The program's inputs: of a target, its unit directions and its `g`; of another node, its weight."""
+    inputs = list(reading.program.arrays)
+    for leaf in reading.leaves:
+        if leaf.node is not None:
+            inputs[leaf.input] = unbox(with_plain_children(leaf.node).weight())
+    for target in plan.values():
+        node = with_plain_children(target.leaf.node)
+        g = unbox(node.g)
+        unit = unbox(dataclasses.replace(node, g=jnp.ones_like(g)).weight())
+        inputs[target.leaf.input] = Factored(unit, g.astype(norm_dtype(unit.dtype)), unit.dtype)
+    return inputs
+
+
+def _check_concrete(value: Any) -> Any:
+    if isinstance(value, jax.ShapeDtypeStruct):
+        raise TypeError("init_from_data computes with data, but an argument holds a jax.ShapeDtypeStruct")
+    return value
+
+
+def _results(reading: Reading, plan: dict[Site, Target], init_scale: float, inputs: list[Any]) -> dict[Site, Result]:
+    runner = _Initializer(plan, init_scale)
+    runner.run(reading.program.body, inputs)
+    return runner.results
+
+
+class _Initializer(Runner):
+    """A run that sets each target's `g` and bias when it gets there, and goes on with what they give."""
+
+    def __init__(self, plan: dict[Site, Target], init_scale: float):
+        self.plan = plan
+        self.init_scale = init_scale
+        self.results: dict[Site, Result] = {}
+        self.shifts: dict[Site, tuple[Site, Leaf, Bias, jax.Array]] = {}
+        """By the site of the addition: the site of the contraction, and what is added, NaN where that stays."""
+
+    def contract(self, eqn: Equation, values: list[Any], contraction: Contraction, site: Site) -> jax.Array | None:
+        target = self.plan.get(site)
+        if target is None:
+            return super().contract(eqn, values, contraction, site)
+        unit = program.bind(eqn, with_v(values, contraction))[0]
+        y = unit.astype(norm_dtype(unit.dtype))
+        mean = jnp.mean(y, target.samples, keepdims=True)
+        std = jnp.sqrt(jnp.mean(jnp.square(y - mean), target.samples, keepdims=True))
+        rounding = 8 * jnp.finfo(y.dtype).eps * jnp.max(jnp.abs(y), target.samples, keepdims=True)
+        constant, finite = std <= rounding, jnp.isfinite(mean) & jnp.isfinite(std)
+        keep = constant | ~finite
+        before = scale_of_output(values[contraction.operand], contraction, y.ndim)
+        gain = jnp.where(keep, before, self.init_scale / jnp.where(keep, 1, std))
+        self.results[site] = Result(target.g(gain), None, jnp.sum(constant), jnp.all(finite))
+        if target.bias:
+            leaf, bias = target.bias
+            self.shifts[bias.site] = (site, leaf, bias, jnp.where(keep, jnp.nan, -mean * gain))
+        return (y * gain).astype(unit.dtype)
+
+    def scaled(self, eqn: Equation, values: list[Any]) -> Factored | None:
+        """The directions take a scalar, as it changes what their `g` has to be."""
+        for i, value in enumerate(values):
+            if isinstance(value, Factored) and is_scaling(eqn, i) and value.dtype == value.v.dtype:
+                values = [weight(other) if other is not value else value.v for other in values]
+                return dataclasses.replace(value, v=program.bind(eqn, values)[0])
+        return None
+
+    def step(self, eqn: Equation, values: list[Any], site: Site) -> Sequence[Any]:
+        if site not in self.shifts:
+            return super().step(eqn, values, site)
+        contraction, leaf, bias, shift = self.shifts.pop(site)
+        before, shift = values[bias.operand], bias.output.from_source(shift)
+        first = before[tuple(slice(size) for size in shift.shape)]  # one number a feature
+        new = jnp.where(jnp.isnan(shift), first, shift)
+        stored = bias.view.to_source(new, leaf.aval.ndim)
+        self.results[contraction] = dataclasses.replace(self.results[contraction], bias=stored)
+        values[bias.operand] = jnp.broadcast_to(new, before.shape).astype(before.dtype)
+        return program.bind(eqn, values)
+
+    def entered(self, eqn: Equation, values: list[Any], site: Site) -> Sequence[Any] | None:
+        """Calls are run through: the derivatives of a custom rule, or what a `remat` saves, do not matter here."""
+        body = program.call(eqn)
+        return super().entered(eqn, values, site) if body is None else self.run(body, values, site)
+
+    def scanned(self, scan: Scan, values: list[Any], site: Site) -> list[Any]:
+        """As any scan; what its trips found comes out stacked, a slice for each layer."""
+        around, self.results = self.results, {}
+        consts, carry, xs = scan.split(values)
+
+        def trip(carry: list[Any], xs: list[Any]) -> tuple[list[Any], tuple[list[Any], dict[Site, Result]]]:
+            self.results = {}
+            results = self.run(scan.body, [*consts, *carry, *xs], site)
+            return [weight(value) for value in results[: scan.num_carry]], (results[scan.num_carry :], self.results)
+
+        carry, (ys, found) = scan.run(trip, [weight(value) for value in carry], xs)
+        self.results = {**around, **found}
+        return [*carry, *ys]
+
+
+def _report(plan: dict[Site, Target], results: dict[Site, Result]) -> None:
+    """Raises for the first layer that is not finite, and warns of what kept its `g`. While tracing, it only warns."""
+    paths = [plan[site].leaf.path for site in plan if site in results]
+    found = [(results[site].constant, results[site].finite) for site in plan if site in results]
+    missing = [plan[site].leaf.path for site in plan if site not in results]
+    if missing:
+        _warn(f"init_from_data left {', '.join(missing)} as they were: the program does not contract them as they are")
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(found)):
+        jax.debug.callback(lambda found: _warn(_problems(paths, found)), found)
+        return
+    for path, (_, finite) in zip(paths, found, strict=True):
+        if not finite.all():
+            raise ValueError(
+                f"init_from_data: the pre-activations of {path!r} are NaN or infinite, and no layer's before. Look for "
+                "NaN in the batch and in the parameters up to there."
+            )
+    _warn(_problems(paths, found))
+
+
+def _problems(paths: list[str], found: Sequence[Any]) -> str:
+    lines = []
+    for path, (constant, finite) in zip(paths, found, strict=True):
+        if not finite.all():
+            lines.append(f"  {path}: its pre-activations are NaN or infinite")
+        elif constant.sum():
+            lines.append(f"  {path}: {constant.sum()} of its features are constant on this batch")
+    return "init_from_data left g and biases as they were here:\n" + "\n".join(lines) if lines else ""
+
+
+def _warn(message: str) -> None:
+    if message:
+        warnings.warn(message, UserWarning, stacklevel=4)
+
+
+def _renewed(params: Any, plan: dict[Site, Target], results: dict[Site, Result]) -> Any:
+    """The parameters with their new `g` and biases, in their boxes."""
+    _, leaves, treedef = flatten(params)
+    for site, result in results.items():
+        target = plan[site]
+        node = target.leaf.node
+        g = _unstacked(result.g, target.use.view).astype(unbox(node.g).dtype)
+        leaves[target.leaf.position] = dataclasses.replace(node, g=rebox(node.g, g))
+        if target.bias and result.bias is not None:
+            leaf, bias = target.bias
+            new = _unstacked(result.bias, bias.view).astype(leaf.aval.dtype)
+            leaves[leaf.position] = rebox(leaves[leaf.position], new)
+    return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+def _unstacked(array: jax.Array, view: View) -> jax.Array:
+    """What scans stacked on the leading axes, with these axes where the parameter has them."""
+    axes = [axis for _, dim in view.slices for axis, _ in dim if axis is not None]
+    array = jnp.squeeze(array, [len(axes) + axis for axis in axes])
+    return jnp.moveaxis(array, range(len(axes)), axes)
