@@ -47,6 +47,18 @@ BAD = {
     "an arm of another length": ("[arms.wn]\ntrain.steps = 24", "arms are compared at the same steps"),
     "uneven records": ("[train]\nsteps_per_record = 7", "steps (600) must be a multiple of steps_per_record (7)"),
     "a batch too large": ("[data]\nbatch_size = 5000", "5000 is more than the 1297 training examples"),
+    "magnitudes from data without any": (
+        "[model]\ninit = 'data'",
+        "model: init = 'data' sets the magnitudes of weight-normalized layers, and weight_norm is false; set weight",
+    ),
+    "magnitudes from data in an arm": (
+        "[arms.wn]\nmodel.init = 'data'",
+        "arms.wn.model: init = 'data' sets the magnitudes of weight-normalized layers, and weight_norm is false",
+    ),
+    "magnitudes from one example": (
+        "[data]\nbatch_size = 1\n[model]\ninit = 'data'\nweight_norm = true",
+        "data.batch_size = 1 has no standard deviation for model.init = 'data'; set data.batch_size to 2 or more",
+    ),
     "no name": ("name = ''", "name: String should match pattern"),
     "a name in an arm": ("[arms.wn]\nname = 'x'", "arms.wn.name: unknown key; allowed: data, model, optimizer, train"),
     "an arm's name": ('[arms."[x]"]', "String should match pattern"),
@@ -90,6 +102,12 @@ ARGUMENTS = {
     "a long name": ([DIGITS, "--out", "x" * 300], "the run folder cannot be written"),
     "bare text": ([DIGITS, "--set", "optimizer.name=adma"], "'adma' is not allowed (did you mean 'adam'?)"),
 }
+
+
+def test_an_unknown_model_to_time():
+    message = "unknown case 'mlp8' (did you mean 'mlp-8'?); cases: mlp-8, mlp-128, "
+    assert message in fails("step-time", "--only", "mlp8")
+    assert "times.json: cannot be written" in fails("step-time", "--only", "mlp-8", "--json", "nowhere/times.json")
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -1,6 +1,7 @@
 """The experiment engine: configs and their errors, batches, one tiny run with everything it writes, and its ends."""
 
 import ast
+import functools
 import json
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import wn_jax as wn
-from experiments import cli, config, data, interrupt, report, step
+from experiments import cli, config, data, interrupt, models, report, step, step_time, timed_models
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "configs" / "digits.toml"
@@ -89,21 +91,54 @@ def test_seeds_differ_and_do_not_depend_on_one_another():
     np.testing.assert_allclose(losses[1], alone, rtol=1e-5)
 
 
-def test_arms_of_a_seed_start_from_the_same_kernels_and_see_the_same_batches():
-    experiment = config.load(DIGITS, TINY)
-    dataset = data.load(experiment.arms["plain"].data)
-    arms = {name: step.make_arm(arm, dataset) for name, arm in experiment.arms.items()}
-    states = {name: jax.jit(arm.init)(jax.random.key(0)) for name, arm in arms.items()}
-    plain = states["plain"].params
-    for state in states.values():
-        kernels = wn.reconstruct(state.params)
+def start(name, *changes, seed=0):
+    """An arm's configuration, its data, and its state before the first step."""
+    arm = config.load(DIGITS, [*TINY, *changes]).arms[name]
+    dataset = data.load(arm.data)
+    return arm, dataset, jax.jit(step.make_arm(arm, dataset).init)(jax.random.key(seed))
+
+
+def test_arms_of_a_seed_start_from_the_same_directions_and_see_the_same_batches():
+    _, _, plain = start("plain")
+    for name, arm in config.load(DIGITS, TINY).arms.items():
+        _, _, state = start(name)
         for layer in ("Dense_0", "Dense_1"):
-            np.testing.assert_allclose(
-                kernels[layer]["kernel"], plain[layer]["kernel"], rtol=3e-7
-            )  # jit to eager: 1 ulp
-        np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(states["plain"].key))
-    a, b = (arms[name].evaluate(states[name])["test_loss"] for name in ("plain", "weight_norm"))
-    np.testing.assert_allclose(a, b, rtol=1e-6)  # the same function
+            kernel = state.params[layer]["kernel"]
+            directions = kernel.v if arm.model.weight_norm else kernel
+            drawn = plain.params[layer]["kernel"]
+            np.testing.assert_allclose(directions, drawn, rtol=3e-7)  # from one program to another: 1 ulp
+        np.testing.assert_array_equal(jax.random.key_data(state.key), jax.random.key_data(plain.key))
+
+
+def test_without_data_weight_norm_starts_as_the_same_function():
+    losses = []
+    for name in ("plain", "weight_norm"):
+        arm, dataset, state = start(name, "arms.weight_norm.model.init=framework")
+        losses.append(step.make_arm(arm, dataset).evaluate(state)["test_loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "weight_norm_mean_only"])
+def test_initialized_from_data_each_seed_normalizes_its_first_batch(name):
+    arm = config.load(DIGITS, [*TINY, "model.hidden=[16, 12]"]).arms[name]
+    dataset = data.load(arm.data)
+    model = models.build(arm.model, dataset.classes)
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    states = jax.jit(jax.vmap(step.make_arm(arm, dataset).init))(keys)
+    for seed in range(2):
+        state = jax.tree.map(lambda array, seed=seed: array[seed], states)
+        batch = data.batch_indices(state.key, len(dataset.train_x), arm.data.batch_size, jnp.int32(0), 1)[0]
+        variables = {"params": wn.reconstruct(state.params), "batch_stats": state.batch_stats}
+        mutable = ["batch_stats", "intermediates"]
+        x = dataset.train_x[batch]
+        _, seen = model.apply(variables, x, train=True, mutable=mutable, capture_intermediates=True)
+        outputs = seen["intermediates"]
+        layers = {layer: np.asarray(outputs[layer]["__call__"][0]) for layer in outputs if layer != "__call__"}
+        assert len(layers) == (3 if name == "weight_norm" else 5)
+        for layer, output in layers.items():
+            np.testing.assert_allclose(output.std(axis=0), 1, rtol=1e-4, err_msg=layer)
+            if "Norm" in layer or name == "weight_norm" or layer == "Dense_2":  # where there is a bias, or a mean
+                np.testing.assert_allclose(output.mean(axis=0), 0, atol=1e-5, err_msg=layer)
 
 
 def test_batches_are_epochs_of_permutations_and_a_function_of_key_and_step():
@@ -152,6 +187,48 @@ def test_a_diverging_arm_is_marked(tmp_path):
     assert any(None in record["train_loss"] for record in report.read_metrics(tmp_path / "run" / "metrics.jsonl"))
 
 
+def test_step_times_have_a_figure_for_each_arm_and_round(monkeypatch, tmp_path):
+    monkeypatch.setattr(step_time, "_SECONDS_PER_TURN", 1e-4)
+    tiny = {
+        "dense": timed_models.Case(
+            "dense",
+            functools.partial(timed_models.mlp, width=4),
+            (2, 4),
+            target=1.5,
+            equinox=functools.partial(timed_models.equinox_mlp, width=4),
+        ),
+        "bare": timed_models.Case("bare", lambda _: nn.Dense(3), (2, 4), target=1.5, layers_wrap=False),
+    }
+    monkeypatch.setattr(step_time, "CASES", tiny)
+    result = invoke("step-time", "--rounds", 2, "--json", tmp_path / "times.json")
+    assert result.exit_code == 0, result.output
+    assert f"jax {jax.__version__}, cpu" in result.output
+    dense, bare = json.loads((tmp_path / "times.json").read_text())["cases"]
+    for times in (*dense["milliseconds"].values(), *bare["milliseconds"].values()):
+        assert len(times) == 2
+        assert min(times) > 0
+    assert set(dense["milliseconds"]) == {"plain", "auto", "weight", "output", "flax", "plain equinox", "equinox"}
+    assert [name for name, ratio in bare["ratios"].items() if ratio is None] == ["flax", "equinox"]
+    assert set(bare["milliseconds"]) == {"plain", "auto", "weight", "output"}
+
+
+def test_step_time_ratios_against_numbers_worked_out_by_hand():
+    times = {"plain": [1.0, 2.0, 4.0], "auto": [1.1, 2.4, 4.0], "plain equinox": [2.0] * 3, "equinox": [3.0, 5.0, 8.0]}
+    row = step_time.Row("x", 1.2, times)
+    assert row.plain() == 2
+    assert row.ratio("auto") == pytest.approx(1.1)  # the median of 1.1, 1.2 and 1
+    assert row.ratio("equinox") == 2.5
+    assert row.ratio("flax") is None
+
+
+def test_the_timed_models_do_what_they_do_in_equinox():
+    apply, params = timed_models.equinox_mlp(lambda layer: layer, width=4)
+    kernels = {f"layers_{2 * i}": {"kernel": layer.weight.T, "bias": layer.bias} for i, layer in enumerate(params)}
+    x = jax.random.normal(jax.random.key(0), (2, 4))
+    expected = timed_models.mlp(lambda layer: layer, width=4).apply({"params": kernels}, x)
+    np.testing.assert_allclose(apply(params, x), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_ctrl_c_leaves_readable_metrics_and_says_where(tmp_path):
     metrics = tmp_path / "run" / "metrics.jsonl"
     command = [sys.executable, "-m", "experiments", "train", str(DIGITS), "--out", str(tmp_path / "run")]
@@ -183,7 +260,7 @@ def test_ctrl_c_before_the_first_record_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_help_reads():
-    for arguments in ([], ["compare"], ["train"]):
+    for arguments in ([], ["compare"], ["train"], ["step-time"]):
         assert invoke(*arguments, "--help").exit_code == 0
 
 

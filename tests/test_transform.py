@@ -222,7 +222,7 @@ def test_wrap_refuses_what_it_cannot_do(params):
         wn.wrap(lambda params: params)(params=params)
     with pytest.raises(TypeError, match="takes a function"):
         wn.wrap(params)
-    with pytest.raises(ValueError, match="scale must be 'weight'; got 'sideways'"):
+    with pytest.raises(ValueError, match="scale must be 'auto', 'weight' or 'output'; got 'sideways'"):
         wn.wrap(len, scale="sideways")
     for argnums in (-1, (), "0", {0}):
         with pytest.raises(ValueError, match="argnums"):

@@ -114,6 +114,7 @@ def plain_concatenated() -> Model:
         normal(4, 5),
         {"left": (-2,), "right": (-2,)},
         {"top": "sliced", "bottom": "sliced", "part": "sliced"},
+        initialized=0,  # one output is of two weights
         preactivations=lambda p, x: {name: x @ p[name] for name in ("left", "right")},
     )
 
