@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import config, data, interrupt, report, run
+from experiments import config, data, interrupt, report, run, step_time
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -50,6 +50,30 @@ def train(
         _execute(_load(config_file, set_, lambda arms: arms[0] if arm is None else arm), out)
 
 
+@app.command("step-time")
+def step_time_(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Measure this model. May be repeated. Default: all.", metavar="NAME")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds over which the median is taken.")] = 31,
+    json: Annotated[Path | None, typer.Option(help="Write everything that was measured to this file.")] = None,
+) -> None:
+    """Measure a training step with weight normalization against the plain model's; print a table of the ratios."""
+    with _user_errors():
+        cases, rows = step_time.choose(only or ()), list[step_time.Row]()
+        if json:
+            step_time.write([], json)  # one that cannot be written is an error now, not after minutes
+        try:
+            for row in _measure(cases, rounds):
+                rows.append(row)
+                if json:
+                    step_time.write(rows, json)
+        finally:  # after a Ctrl-C, what is complete
+            if rows:
+                console.print(step_time.table(rows))
+                console.print(step_time.machine(), soft_wrap=True)
+
+
 def main() -> None:
     """Entry point of `python -m experiments`."""
     app(prog_name="python -m experiments")
@@ -75,8 +99,7 @@ def _execute(experiment: config.Experiment, out: Path | None) -> None:
     run.check_free(path)
     train_config = next(iter(experiment.arms.values())).train
     records: list[run.Record] = []
-    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with _interruptible(path, records), Progress(*columns, console=console) as progress:
+    with _interruptible(lambda: _where_the_metrics_are(path, records)), _progress() as progress:
         total = len(experiment.arms) * train_config.steps // train_config.steps_per_record
         task = progress.add_task("", total=total)
 
@@ -93,6 +116,24 @@ def _execute(experiment: config.Experiment, out: Path | None) -> None:
                 progress.update(task, advance=1, description=f"{record['arm']}: loss {loss:.4f}")
                 interrupt.check()
     _report(experiment, train_config, records, path)
+
+
+def _measure(cases: list[step_time.Case], rounds: int) -> Iterator[step_time.Row]:
+    with _interruptible(lambda: "interrupted"), _progress() as progress:
+        task = progress.add_task("", total=len(cases) * rounds)
+
+        def on_round() -> None:
+            interrupt.check()
+            progress.advance(task)
+
+        for case in cases:
+            progress.update(task, description=case.name)
+            yield step_time.measure(case, rounds, on_round)
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
 
 
 def _report(
@@ -117,12 +158,16 @@ def _user_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interruptible(path: Path, records: list[run.Record]) -> Iterator[None]:
+def _interruptible(message: Callable[[], str]) -> Iterator[None]:
+    """A Ctrl-C ends the program, with this message."""
     try:
         yield
     except KeyboardInterrupt:
-        if records:
-            print(f"interrupted at step {records[-1]['step']}; the metrics: {path / 'metrics.jsonl'}", file=sys.stderr)
-        else:
-            print("interrupted before the first record; nothing was written", file=sys.stderr)
+        print(message(), file=sys.stderr)
         raise typer.Exit(interrupt.EXIT_CODE) from None
+
+
+def _where_the_metrics_are(path: Path, records: list[run.Record]) -> str:
+    if records:
+        return f"interrupted at step {records[-1]['step']}; the metrics: {path / 'metrics.jsonl'}"
+    return "interrupted before the first record; nothing was written"

@@ -37,11 +37,25 @@ class DataConfig(_Table):
 
 
 class ModelConfig(_Table):
-    """A multilayer perceptron. `norm` acts on each hidden layer's pre-activation, `weight_norm` on every kernel."""
+    """A multilayer perceptron. `norm` acts on each hidden layer's pre-activation, `weight_norm` on every kernel.
+
+    `init` is the framework's own, or goes on from there and sets the magnitudes and biases of the weight-normalized
+    layers from the first batch of training data.
+    """
 
     hidden: Annotated[tuple[Count, ...], Field(strict=False)]
     norm: Literal["none", "batch", "mean_only"] = "none"
     weight_norm: bool = False
+    init: Literal["framework", "data"] = "framework"
+
+    @pydantic.model_validator(mode="after")
+    def _data_has_magnitudes_to_set(self) -> ModelConfig:
+        if self.init == "data" and not self.weight_norm:
+            raise ValueError(
+                "init = 'data' sets the magnitudes of weight-normalized layers, and weight_norm is false; "
+                "set weight_norm = true or init = 'framework'"
+            )
+        return self
 
 
 class OptimizerConfig(_Table):
@@ -75,6 +89,15 @@ class ArmConfig(_Table):
     model: ModelConfig
     optimizer: OptimizerConfig
     train: TrainConfig
+
+    @pydantic.model_validator(mode="after")
+    def _batch_has_a_deviation(self) -> ArmConfig:
+        if self.model.init == "data" and self.data.batch_size < 2:
+            raise ValueError(
+                "data.batch_size = 1 has no standard deviation for model.init = 'data'; "
+                "set data.batch_size to 2 or more, or model.init = 'framework'"
+            )
+        return self
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
@@ -135,6 +158,11 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     return {"name": experiment.name, **base, "arms": {name: _difference(arm, base) for name, arm in dumped.items()}}
 
 
+def unknown(kind: str, name: str, names: Iterable[str]) -> str:
+    """What to say of a name that is none of `names`."""
+    return f"unknown {kind} {name!r}{_nearest(name, names)}; {kind}s: {', '.join(names)}"
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -174,7 +202,7 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
 
 def _check_arm(arm: str, arms: Iterable[str]) -> None:
     if arm not in arms:
-        raise ConfigError(f"unknown arm {arm!r}{_nearest(arm, arms)}; arms: {', '.join(arms)}")
+        raise ConfigError(unknown("arm", arm, arms))
 
 
 def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Ctrl-C, taken between records.
+"""Ctrl-C, taken between records, or rounds.
 
 A KeyboardInterrupt in the middle of a compilation can crash the process, and one inside a callback of JAX's is lost.
 So the first Ctrl-C only raises a flag, which `check` turns into a KeyboardInterrupt where it is safe; the second ends
@@ -33,4 +33,4 @@ def _on_interrupt(_signal: int, _frame: FrameType | None) -> None:
     if _requested:
         os._exit(EXIT_CODE)
     _requested = True
-    print("\nstopping after this record; press Ctrl-C again to quit at once", file=sys.stderr)
+    print("\nstopping soon; press Ctrl-C again to quit at once", file=sys.stderr)

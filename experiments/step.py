@@ -42,25 +42,33 @@ def make_arm(config: ArmConfig, dataset: data.Dataset) -> Arm:
         the mean of their minibatch losses; `evaluate(state)`, with `test_loss` and `test_error` (a fraction).
     """
     model = models.build(config.model, dataset.classes)
-    apply = wn.wrap(model.apply)
     optimizer = make_optimizer(config.optimizer)
 
+    def forward(params: Any, batch_stats: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        """In training: the logits and the new batch statistics."""
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, updates = model.apply(variables, x, train=True, mutable=["batch_stats"])
+        return logits, updates.get("batch_stats", {})
+
+    def batches(key: jax.Array, first_step: jax.Array, steps: int) -> jax.Array:
+        return data.batch_indices(key, len(dataset.train_x), config.data.batch_size, first_step, steps)
+
     def init(key: jax.Array) -> State:
-        # Flax derives each kernel from the key and its path, so all arms of one seed start from the same kernels.
+        # Flax derives each kernel from the key and its path, so all arms of one seed start from the same kernels;
+        # an initialization from data changes their magnitudes, and the directions stay.
         variables = model.init(jax.random.fold_in(key, 0), dataset.train_x[:1], train=False)
-        params = variables["params"]
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        order_key, start = jax.random.fold_in(key, 1), jnp.zeros((), jnp.int32)
+        x = dataset.train_x[batches(order_key, start, 1)[0]]
         if config.model.weight_norm:
-            params = wn.reparameterize(params, wn.kernel_axes(params))
-        order_key = jax.random.fold_in(key, 1)
-        return State(
-            params, variables.get("batch_stats", {}), optimizer.init(params), jnp.zeros((), jnp.int32), order_key
-        )
+            params = wn.reparameterize(params, wn.infer_axes(forward)(params, batch_stats, x))
+        if config.model.init == "data":
+            params = wn.init_from_data(forward)(params, batch_stats, x)
+        return State(params, batch_stats, optimizer.init(params), start, order_key)
 
     def loss(params: Any, batch_stats: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
-        variables = {"params": params, "batch_stats": batch_stats}
-        logits, updates = apply(variables, x, train=True, mutable=["batch_stats"])
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-        return losses.mean(), updates.get("batch_stats", {})
+        logits, batch_stats = wn.wrap(forward)(params, batch_stats, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), batch_stats
 
     def train_step(state: State, batch: jax.Array) -> tuple[State, jax.Array]:
         x, y = dataset.train_x[batch], dataset.train_y[batch]
@@ -71,13 +79,13 @@ def make_arm(config: ArmConfig, dataset: data.Dataset) -> Arm:
         return State(params, batch_stats, opt_state, state.step + 1, state.key), value
 
     def advance(state: State) -> tuple[State, jax.Array]:
-        steps = config.train.steps_per_record
-        batches = data.batch_indices(state.key, len(dataset.train_x), config.data.batch_size, state.step, steps)
-        state, losses = jax.lax.scan(train_step, state, batches)
+        indices = batches(state.key, state.step, config.train.steps_per_record)
+        state, losses = jax.lax.scan(train_step, state, indices)
         return state, losses.mean()
 
     def evaluate(state: State) -> dict[str, jax.Array]:
-        logits = apply({"params": state.params, "batch_stats": state.batch_stats}, dataset.test_x, train=False)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        logits = wn.wrap(model.apply)(variables, dataset.test_x, train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, dataset.test_y)
         return {"test_loss": losses.mean(), "test_error": (logits.argmax(-1) != dataset.test_y).mean()}
 

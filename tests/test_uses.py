@@ -49,14 +49,14 @@ def test_parameters_need_not_come_first():
 
 
 def test_an_error_of_the_function_passes_through_with_a_note():
-    class Broken(Exception):
+    class BrokenError(Exception):
         pass
 
     def fails(params, x):
-        raise Broken("here")
+        raise BrokenError("here")
 
     for read in (infer_axes, weight_uses):
-        with pytest.raises(Broken, match="here") as caught:
+        with pytest.raises(BrokenError, match="here") as caught:
             read(fails)(PARAMS, X)
         assert any("wn_jax traced" in note and "fails" in note for note in caught.value.__notes__)
     with pytest.raises(TypeError, match="dot_general") as caught:

@@ -32,6 +32,11 @@ class Factored:
         """The array itself, rounded as it would have been on its way."""
         return (self.v.astype(self.scale.dtype) * self.scale).astype(self.v.dtype).astype(self.dtype)
 
+    def sliceable(self) -> Factored:
+        """The same, with a scale for each slice along the leading dimension, even where they are all the same."""
+        scale = jnp.broadcast_to(self.scale, (self.v.shape[0], *self.scale.shape[1:]))
+        return dataclasses.replace(self, scale=scale)
+
     def varies(self) -> list[bool]:
         """Along which dimensions the scale varies."""
         return [size > 1 for size in self.scale.shape]

@@ -114,10 +114,12 @@ def interpret(
 
 def bind(eqn: Equation, operands: Sequence[Any]) -> list[Any]:
     """Runs one equation, as `jax.core.eval_jaxpr` does: under its source line, name scope and configuration."""
-    inputs = {var: value for var, value in zip(eqn.invars, operands, strict=True) if not isinstance(var, jex.Literal)}
+    inputs: list[Any] = [
+        jex.Var(var.aval) for var in eqn.invars
+    ]  # one for each, as an operand given twice may have two values
     about = jex.DebugInfo("wn_jax", "bind", ("",) * len(inputs), ("",) * len(eqn.outvars))
-    alone = jex.Jaxpr((), list(inputs), list(eqn.outvars), [eqn], eqn.effects, about)
-    return list(jax.core.eval_jaxpr(alone, (), *inputs.values()))
+    alone = jex.Jaxpr((), inputs, list(eqn.outvars), [eqn.replace(invars=inputs)], eqn.effects, about)
+    return list(jax.core.eval_jaxpr(alone, (), *operands))
 
 
 def shapes(eqn: Equation) -> list[tuple[int, ...]]:
@@ -229,6 +231,11 @@ def while_loop(eqn: Equation) -> While | None:
     return While(
         _body(params["cond_jaxpr"]), _body(params["body_jaxpr"]), params["cond_nconsts"], params["body_nconsts"]
     )
+
+
+def is_plain_switch(eqn: Equation) -> bool:
+    """Whether a `switch` over its branches is the same. One by platform is not: it must not compile the others."""
+    return eqn.primitive is primitive.cond_p and set(eqn.params) == {"branches"}
 
 
 def branches(eqn: Equation) -> list[Body] | None:

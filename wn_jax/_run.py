@@ -80,11 +80,12 @@ class Runner:
         scan, branches = program.scan(eqn), program.branches(eqn)
         if scan is not None:
             return self.scanned(scan, values, site)
-        return None if branches is None else self.switched(branches, values, site)
+        return self.switched(branches, values, site) if branches and program.is_plain_switch(eqn) else None
 
     def scanned(self, scan: Scan, values: list[Any], site: Site) -> list[Any]:
         """A `scan` whose body takes constants and slices as they are."""
         consts, carry, xs = scan.split(values)
+        xs = [value.sliceable() if isinstance(value, Factored) else value for value in xs]
 
         def trip(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
             results = self.run(scan.body, [*consts, *carry, *xs], site)
