@@ -1,8 +1,12 @@
 """What a training step costs with weight normalization, over the plain model's step.
 
 All arms of a model run in one process, in turn, so that whatever else the machine does falls on all of them: each
-round runs every arm for the same number of steps, in an order that rotates, and a ratio is taken within a round. The
-median over rounds is reported.
+round runs every arm for the same number of steps, in a random order, and a ratio is taken within a round. The median
+over rounds is reported.
+
+On Linux, run it with the C library told to keep its memory: `MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0
+MALLOC_TRIM_THRESHOLD_=17179869184`. It otherwise gives temporary buffers back to the system after each step, and the
+page faults of getting them again cost more than what is measured here.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -87,10 +92,11 @@ def measure(case: Case, rounds: int, on_round: Callable[[], None] = lambda: None
         turn(name, 2)  # compiles, and warms up
     steps = max(1, math.ceil(_SECONDS_PER_TURN / turn("plain", 1)))
     names, milliseconds = list(arms), {name: [0.0] * rounds for name in arms}
+    shuffle = random.Random(0).shuffle  # whoever follows the same arm each time finds the same caches
     for round_ in range(rounds):
         on_round()
-        first = round_ % len(names)
-        for name in names[first:] + names[:first]:
+        shuffle(names)
+        for name in names:
             milliseconds[name][round_] = 1e3 * turn(name, steps)
     return Row(case.name, case.target, milliseconds)
 

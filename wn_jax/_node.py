@@ -194,12 +194,18 @@ def _scale_jvp(
 
     Written out because the derivative by way of ||v||^2 has factors of ||v||^-3, which overflow in a Hessian-vector
     product from ||v|| = 1e-13 down. Here every factor has the size of a result.
+
+    Divisions stand where reverse mode hands numbers of a feature to the loop over `v` that updates it: XLA does not
+    fuse a division into a loop that would repeat it, but would all else. With products there instead, weight norm
+    cost up to twice as much in a step of 3 x 1024 units at batch 8.
     """
     (g, v), (dg, dv) = primals, tangents
-    inverse = _scale(jnp.ones_like(g), v, axes)
-    radial = jnp.sum((v * inverse) * dv, axis=axes, keepdims=True)
+    scale, inverse = _scale(g, v, axes), _scale(jnp.ones_like(g), v, axes)
+    dead = inverse == 0
+    length = jnp.where(dead, 1, 1 / inverse)
+    radial = jnp.sum((v * (1 / length)) * dv, axis=axes, keepdims=True) / length
     # A select, not a product with 0: where v is huge and 1/||v|| is 0, `radial` and the cotangents may be infinite.
-    return _scale(g, v, axes), jnp.where(inverse == 0, 0, inverse * (dg - (g * inverse) * radial))
+    return scale, jnp.where(dead, 0, inverse * dg - scale * radial)
 
 
 @jax.jit
