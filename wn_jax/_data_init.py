@@ -18,14 +18,15 @@ import jax.numpy as jnp
 
 from wn_jax import _program as program
 from wn_jax._boxes import rebox, unbox
+from wn_jax._data_plan import Target, plan
 from wn_jax._factored import Factored, weight
-from wn_jax._node import WeightNorm, norm_dtype
+from wn_jax._node import norm_dtype
+from wn_jax._notes import Bias
 from wn_jax._program import Equation, Scan, Site
 from wn_jax._run import Runner, scale_of_output, with_v
 from wn_jax._transform import flatten, with_plain_children
 from wn_jax._uses import Leaf, Reading, check_callable, check_position, read
 from wn_jax._views import Contraction, View, is_scaling
-from wn_jax._walk import Bias, Use
 
 
 def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int = 0) -> Callable[..., Any]:
@@ -71,30 +72,14 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int
     def initialize(*args: Any, **kwargs: Any) -> Any:
         check_position((argnums,), args, kwargs)
         reading = read(fn, (argnums,), args, kwargs, "to initialize its weights from data.")
-        plan = _plan(reading)
-        inputs = [_check_concrete(array) for array in _inputs(reading, plan)]
-        results = jax.jit(lambda inputs: _results(reading, plan, init_scale, inputs))(inputs)
-        _report(plan, results)
-        return _renewed(args[argnums], plan, results)
+        targets, left = plan(reading)
+        _warn(left, stacklevel=3)
+        inputs = [_check_concrete(array) for array in _inputs(reading, targets)]
+        results = jax.jit(lambda inputs: _results(reading, targets, init_scale, inputs))(inputs)
+        _report(targets, results)
+        return _renewed(args[argnums], targets, results)
 
     return initialize
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A node that gets its `g`, and perhaps a bias, at one contraction."""
-
-    leaf: Leaf
-    use: Use
-    samples: tuple[int, ...]
-    """The output's dimensions over which statistics are taken."""
-    bias: tuple[Leaf, Bias] | None
-
-    def g(self, gain: jax.Array) -> jax.Array:
-        """Numbers of the output's features, laid out as the node's `g` (that of one layer, in a scanned stack)."""
-        kept = [target for _, target in sorted(self.use.contraction.kept)]
-        gain = gain.transpose([*kept, *(dim for dim in range(gain.ndim) if dim not in kept)])
-        return self.use.view.to_source(gain, self.leaf.aval.ndim, self.use.reduction)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,85 +96,13 @@ class Result:
 jax.tree_util.register_dataclass(Result, ["g", "bias", "constant", "finite"], [])
 
 
-def _plan(reading: Reading) -> dict[Site, Target]:
-    """The nodes to initialize, by the site of their contraction, in the order of the program. Warns of the others."""
-    nodes = [leaf for leaf in reading.leaves if leaf.node is not None]
-    if not nodes:
-        raise ValueError(
-            "the parameters hold no nodes, so there is no g to initialize; "
-            "call wn_jax.reparameterize(params, wn_jax.infer_axes(fn)(params, ...)) first"
-        )
-    kept = {leaf.path: why for leaf in nodes if (why := _why_not(leaf))}
-    targets = {leaf.uses[0].site: _target(leaf, reading) for leaf in nodes if leaf.path not in kept}
-    if kept:
-        lines = "".join(f"\n  {path}: {why}" for path, why in kept.items())
-        _warn(f"init_from_data left {len(kept)} of {len(nodes)} nodes as they were:{lines}")
-    return dict(sorted(targets.items()))
-
-
-def _why_not(leaf: Leaf) -> str | None:
-    """Why a node keeps its `g`."""
-    if not isinstance(leaf.node, WeightNorm):
-        return f"it is a {type(leaf.node).__name__}, which has no g that is known here"
-    if leaf.problem:
-        return leaf.problem.reason.explanation
-    if len(leaf.uses) > 1:
-        return f"the program uses it at {len(leaf.uses)} places"
-    use = leaf.uses[0]
-    if use.around.trips == math.inf:
-        return "a while_loop uses it"
-    if use.around.branch:
-        return "a branch of a cond or switch uses it"
-    if len(use.view.slices) < use.around.loops:
-        return "it is used at several steps of a loop"
-    if use.view.partial or any(len(dim) > 1 for _, dim in use.view.slices):
-        return "the program uses it in parts"
-    if leaf.axes(leaf.reduced or frozenset()) != leaf.axes(use.reduction | _of_size_1(leaf)):
-        return f"its norm runs over {leaf.node.axes}, the program sums over {leaf.axes(use.reduction)}"
-    return None
-
-
-def _of_size_1(leaf: Leaf) -> frozenset[int]:
-    return frozenset(axis for axis, size in enumerate(leaf.aval.shape) if size == 1)
-
-
-def _target(leaf: Leaf, reading: Reading) -> Target:
-    use = leaf.uses[0]
-    features = {target for dim, target in use.contraction.kept if use.view.axes([dim])}
-    samples = tuple(dim for dim in range(len(use.output)) if dim not in features)
-    if math.prod(use.output[dim] for dim in samples) < 2:
-        raise ValueError(
-            f"init_from_data has a single sample for each feature of {leaf.path!r}, whose output has shape "
-            f"{use.output}: that has no standard deviation. Give it a larger batch."
-        )
-    return Target(leaf, use, samples, _bias(use, samples, reading))
-
-
-def _bias(use: Use, samples: Sequence[int], reading: Reading) -> tuple[Leaf, Bias] | None:
-    """The bias that the program adds to this output: one number a feature, used for nothing else."""
-    bias = reading.biases.get(use.site)
-    if bias is None:
-        return None
-    leaf = next(leaf for leaf in reading.leaves if leaf.input == bias.view.source)
-    if leaf.node is not None or len(leaf.notes) > 1 or leaf.returned or bias.view.partial:
-        return None
-    if len(bias.view.slices) < use.around.loops or any(len(dim) > 1 for _, dim in bias.view.slices):
-        return None
-    for dim, added in zip(bias.output.dims, bias.view.dims, strict=True):
-        sampled = [axis in samples for axis, size in dim if size > 1]
-        features = math.prod(size for axis, size in dim if axis not in samples)
-        if len(set(sampled)) > 1 or features != math.prod(size for axis, size in added if axis is not None):
-            return None
-    return leaf, bias
-
-
-def _inputs(reading: Reading, plan: dict[Site, Target]) -> list[Any]:
+def _inputs(reading: Reading, targets: dict[Site, Target]) -> list[Any]:
     """The program's inputs: of a target, its unit directions and its `g`; of another node, its weight."""
     inputs = list(reading.program.arrays)
     for leaf in reading.leaves:
         if leaf.node is not None:
             inputs[leaf.input] = unbox(with_plain_children(leaf.node).weight())
-    for target in plan.values():
+    for target in targets.values():
         node = with_plain_children(target.leaf.node)
         g = unbox(node.g)
         unit = unbox(dataclasses.replace(node, g=jnp.ones_like(g)).weight())
@@ -203,8 +116,8 @@ def _check_concrete(value: Any) -> Any:
     return value
 
 
-def _results(reading: Reading, plan: dict[Site, Target], init_scale: float, inputs: list[Any]) -> dict[Site, Result]:
-    runner = _Initializer(plan, init_scale)
+def _results(reading: Reading, targets: dict[Site, Target], init_scale: float, inputs: list[Any]) -> dict[Site, Result]:
+    runner = _Initializer(targets, init_scale)
     runner.run(reading.program.body, inputs)
     return runner.results
 
@@ -212,15 +125,15 @@ def _results(reading: Reading, plan: dict[Site, Target], init_scale: float, inpu
 class _Initializer(Runner):
     """A run that sets each target's `g` and bias when it gets there, and goes on with what they give."""
 
-    def __init__(self, plan: dict[Site, Target], init_scale: float):
-        self.plan = plan
+    def __init__(self, targets: dict[Site, Target], init_scale: float):
+        self.targets = targets
         self.init_scale = init_scale
         self.results: dict[Site, Result] = {}
         self.shifts: dict[Site, tuple[Site, Leaf, Bias, jax.Array]] = {}
         """By the site of the addition: the site of the contraction, and what is added, NaN where that stays."""
 
     def contract(self, eqn: Equation, values: list[Any], contraction: Contraction, site: Site) -> jax.Array | None:
-        target = self.plan.get(site)
+        target = self.targets.get(site)
         if target is None:
             return super().contract(eqn, values, contraction, site)
         unit = program.bind(eqn, with_v(values, contraction))[0]
@@ -278,11 +191,11 @@ class _Initializer(Runner):
         return [*carry, *ys]
 
 
-def _report(plan: dict[Site, Target], results: dict[Site, Result]) -> None:
+def _report(targets: dict[Site, Target], results: dict[Site, Result]) -> None:
     """Raises for the first layer that is not finite, and warns of what kept its `g`. While tracing, it only warns."""
-    paths = [plan[site].leaf.path for site in plan if site in results]
-    found = [(results[site].constant, results[site].finite) for site in plan if site in results]
-    missing = [plan[site].leaf.path for site in plan if site not in results]
+    paths = [targets[site].leaf.path for site in targets if site in results]
+    found = [(results[site].constant, results[site].finite) for site in targets if site in results]
+    missing = [targets[site].leaf.path for site in targets if site not in results]
     if missing:
         _warn(f"init_from_data left {', '.join(missing)} as they were: the program does not contract them as they are")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(found)):
@@ -307,16 +220,17 @@ def _problems(paths: list[str], found: Sequence[Any]) -> str:
     return "init_from_data left g and biases as they were here:\n" + "\n".join(lines) if lines else ""
 
 
-def _warn(message: str) -> None:
+def _warn(message: str, stacklevel: int = 4) -> None:
+    """A warning about the line that called the public function, `stacklevel` calls up from here."""
     if message:
-        warnings.warn(message, UserWarning, stacklevel=4)
+        warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
-def _renewed(params: Any, plan: dict[Site, Target], results: dict[Site, Result]) -> Any:
+def _renewed(params: Any, targets: dict[Site, Target], results: dict[Site, Result]) -> Any:
     """The parameters with their new `g` and biases, in their boxes."""
     _, leaves, treedef = flatten(params)
     for site, result in results.items():
-        target = plan[site]
+        target = targets[site]
         node = target.leaf.node
         g = _unstacked(result.g, target.use.view).astype(unbox(node.g).dtype)
         leaves[target.leaf.position] = dataclasses.replace(node, g=rebox(node.g, g))
