@@ -21,7 +21,8 @@ def zoo(name):
 
 WITH_NODES = [name for name, model in ZOO.items() if model().axes]
 every_model = pytest.mark.parametrize("name", WITH_NODES)
-sampled = pytest.mark.parametrize(  # what compiles much; `pytest -m slow` runs it for the others
+sampled = pytest.mark.parametrize("name", WITH_NODES[::6])  # what compiles much, and test_wrap.py has for all models
+slow_for_most = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if i % 6 == 0 else pytest.mark.slow) for i, name in enumerate(WITH_NODES)]
 )
 
@@ -61,7 +62,7 @@ def test_round_trip_is_exact_eagerly(name):
     assert_same_bits(wn.reconstruct(nodes), model.params)
 
 
-@sampled
+@slow_for_most
 def test_round_trip_is_exact_under_jit(name):
     model, _ = zoo(name)
     leaves, merge = split(model.params)
@@ -84,7 +85,7 @@ def test_the_chosen_leaves_are_nodes_and_the_others_are_untouched(name):
         assert g.dtype == jnp.float32
 
 
-@sampled
+@slow_for_most
 def test_wrapping_changes_the_output_by_rounding_only(name):
     model, nodes = zoo(name)
     expected = model.fn(model.params, model.x)
