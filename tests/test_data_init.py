@@ -1,5 +1,6 @@
 """Data-dependent initialization against the zoo's hand-written pre-activations, and its failures."""
 
+import functools
 import warnings
 
 import flax.linen as nn
@@ -19,15 +20,14 @@ def is_node(x):
     return isinstance(x, wn.WeightNorm)
 
 
-def with_nodes(name):
+@functools.cache
+def initialized(name, init_scale=1.0):
+    """A model of the zoo, its nodes, and these after initialization."""
     model = ZOO[name]()
-    return model, wn.reparameterize(model.params, model.axes)
-
-
-def initialize(model, nodes, **options):
+    nodes = wn.reparameterize(model.params, model.axes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        return wn.init_from_data(model.fn, **options)(nodes, model.x)
+        return model, nodes, wn.init_from_data(model.fn, init_scale)(nodes, model.x)
 
 
 def found(tree):
@@ -36,8 +36,7 @@ def found(tree):
 
 @pytest.mark.parametrize("name", WITH_NODES)
 def test_as_many_nodes_are_initialized_as_the_zoo_says(name):
-    model, nodes = with_nodes(name)
-    new = initialize(model, nodes)
+    model, nodes, new = initialized(name)
     assert jax.tree.structure(new) == jax.tree.structure(nodes)
     changed = 0
     for before, after in zip(found(nodes), found(new), strict=True):
@@ -51,10 +50,9 @@ def test_as_many_nodes_are_initialized_as_the_zoo_says(name):
 @pytest.mark.parametrize("init_scale", [1.0, 0.5])
 @pytest.mark.parametrize("name", FEED_FORWARD)
 def test_pre_activations_are_normalized(name, init_scale):
-    model, nodes = with_nodes(name)
-    if model.initialized < len(model.axes) or (init_scale != 1.0 and name not in FEED_FORWARD[::8]):
+    if ZOO[name]().initialized < len(ZOO[name]().axes) or (init_scale != 1.0 and name not in FEED_FORWARD[::8]):
         pytest.skip("not all of its nodes are initialized, or left out of the second scale")
-    new = initialize(model, nodes, init_scale=init_scale)
+    model, _, new = initialized(name, init_scale)
     for path, z in model.preactivations(wn.reconstruct(new), model.x).items():
         z = np.asarray(z, np.float64) / init_scale
         np.testing.assert_allclose(z.std(0), 1, atol=1e-4, err_msg=path)

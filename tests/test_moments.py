@@ -44,8 +44,9 @@ def test_moments_survive_the_way_there_and_back(model, name):
             assert (a >= b * (1 - 1e-5)).all()  # d^2 (d^2 . nu) comes on top, never less
             assert a.sum() <= 2.5 * b.sum()
         else:
-            tolerance = 0.02 if "bfloat16" in name else 1e-4
-            np.testing.assert_allclose(a, b, rtol=tolerance, atol=1e-2 * tolerance * np.abs(b).max())
+            # A bfloat16 moment is rounded to 0.4% at the way there: of its largest number, where a difference is small.
+            rtol, atol = (0.02, 4e-3) if "bfloat16" in name else (1e-4, 1e-6)
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * np.abs(b).max())
 
 
 REFUSED = {

@@ -218,7 +218,7 @@ def test_wrap_passes_everything_else_on(params):
 
 
 def test_wrap_refuses_what_it_cannot_do(params):
-    with pytest.raises(TypeError, match="needs argument 0 by position"):
+    with pytest.raises(TypeError, match="argument 0 must be the parameters, by position"):
         wn.wrap(lambda params: params)(params=params)
     with pytest.raises(TypeError, match="takes a function"):
         wn.wrap(params)

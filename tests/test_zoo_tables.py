@@ -12,6 +12,8 @@ import pytest
 from tests.zoo import ZOO
 from wn_jax._boxes import is_box, rebox, unbox
 
+QUICKLY = {"xla_backend_optimization_level": 0}  # to compile takes most of the time
+
 REASONS = {"unused", "elementwise", "indexed", "penalty", "no data", "disagree", "carried", "reshaped", "sliced"}
 REASONS |= {"returned", "opaque", "dtype"}
 
@@ -50,7 +52,7 @@ def test_each_array_is_in_one_table_and_fn_runs_under_jit(name):
     for path, axes in model.axes.items():
         assert list(axes) == sorted(set(axes))
         assert all(-arrays[path].ndim <= axis < 0 for axis in axes)
-    out = jax.jit(lambda arrays, x: model.fn(merge(arrays), x))(arrays, model.x)
+    out = jax.jit(lambda arrays, x: model.fn(merge(arrays), x), compiler_options=QUICKLY)(arrays, model.x)
     assert jnp.issubdtype(out.dtype, jnp.floating)
     assert np.isfinite(np.asarray(out, np.float32)).all()
 
@@ -62,7 +64,7 @@ def test_a_feature_is_linear_in_its_own_slice_of_the_weight(name):
     if model.preactivations is None:
         pytest.skip("no pre-activations are written for it")
     arrays, merge = arrays_of(model.params)
-    preactivations = jax.jit(lambda arrays: model.preactivations(merge(arrays), model.x))
+    preactivations = jax.jit(lambda arrays: model.preactivations(merge(arrays), model.x), compiler_options=QUICKLY)
     plain = preactivations(arrays)
     assert set(plain) == set(model.axes)
     for path, axes in model.axes.items():
