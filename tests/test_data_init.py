@@ -208,3 +208,58 @@ def test_the_first_layer_that_is_not_finite_is_named():
     nodes["params"]["ScanCheckpointBlock_0"]["Dense_0"]["kernel"] = bad
     with pytest.raises(ValueError, match="'params/ScanCheckpointBlock_0/Dense_0/kernel' are NaN"):
         wn.init_from_data(model.apply)(nodes, x)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda p, x: x @ p["w"] + p["b"] * 0.01,
+        lambda p, x: x @ p["w"] - (-p["b"]),
+        lambda p, x: -(x @ p["w"]) + p["b"],
+        lambda p, x: x @ p["w"] + p["b"][::-1],
+        lambda p, x: (x @ p["w"])[:, ::-1] + p["b"],
+    ],
+)
+def test_a_bias_that_is_not_added_as_it_is_stays(fn):
+    new = wn.init_from_data(fn)(nodes_of_dense(), BATCH)
+    np.testing.assert_array_equal(new["b"], jnp.ones(2))
+    np.testing.assert_allclose((BATCH @ new["w"].weight()).std(0), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fn", "why"),
+    [
+        (lambda p, x: x @ p["w"][:, ::-1], "reverses the order"),
+        (lambda p, x: x @ jnp.concatenate([p["w"], p["u"]], 1), "together with others"),
+        (
+            lambda p, x: jnp.einsum("bi,lio->lbo", x, jnp.concatenate([p["w"][None], p["u"][None]])),
+            "together with others",
+        ),
+        (
+            lambda p, x: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, jnp.broadcast_to(p["w"], (2, 3, 3)))[0],
+            "several steps of a loop",
+        ),
+        (
+            lambda p, x: jax.lax.scan(
+                lambda h, w: (jnp.tanh(h @ w), None), x, jnp.concatenate([p["w"][None], p["u"][None]])
+            )[0],
+            "together with others",
+        ),
+    ],
+)
+def test_weights_that_a_statistic_cannot_be_told_of_are_named(fn, why):
+    nodes = wn.reparameterize({"w": jnp.eye(3) + 0.1, "u": jnp.eye(3) + 0.2}, {"w": -2, "u": -2})
+    with pytest.warns(UserWarning, match=why):
+        new = wn.init_from_data(fn)(nodes, BATCH)
+    np.testing.assert_array_equal(new["w"].g, nodes["w"].g)
+
+
+def test_a_tensor_parallel_layer_in_a_mesh_with_explicit_axes():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2])
+    plain = {"w": jnp.asarray(np.random.default_rng(3).standard_normal((3, 4)), jnp.float32), "b": jnp.ones(4)}
+    expected = wn.init_from_data(dense)(wn.reparameterize(plain, {"w": -2}), BATCH)
+    with jax.set_mesh(mesh):
+        sharded = {**plain, "w": jax.device_put(plain["w"], jax.P(None, "x"))}
+        new = wn.init_from_data(dense)(wn.reparameterize(sharded, {"w": -2}), BATCH)
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

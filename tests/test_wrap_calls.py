@@ -163,3 +163,10 @@ def test_float16_takes_the_weight_where_the_output_would_overflow():
     x = jnp.full((2, 600), 2, jnp.float16)
     y = jax.jit(wn.wrap(lambda p, x: x @ p, scale="output"))(big, x)
     np.testing.assert_allclose(y, np.full((2, 3), 2 * 600**0.5), rtol=2e-3)
+
+
+@both
+def test_a_number_that_is_returned_is_an_array(scale):
+    _, auxiliary = wn.wrap(lambda p, x: (x @ p, jnp.zeros(())), scale=scale)(node(6, 3), X)
+    assert auxiliary.astype(jnp.bfloat16).dtype == jnp.bfloat16
+    assert isinstance(auxiliary, jax.Array)

@@ -143,7 +143,9 @@ class _Initializer(Runner):
         rounding = 8 * jnp.finfo(y.dtype).eps * jnp.max(jnp.abs(y), target.samples, keepdims=True)
         constant, finite = std <= rounding, jnp.isfinite(mean) & jnp.isfinite(std)
         keep = constant | ~finite
-        before = scale_of_output(values[contraction.operand], contraction, y.ndim)
+        # Added zeros: in a mesh with explicit axes, a select needs its operands to be sharded alike.
+        before = scale_of_output(values[contraction.operand], contraction, y.ndim) + jnp.zeros_like(std)
+        std, keep = std + jnp.zeros_like(before), keep | jnp.zeros_like(before, bool)
         gain = jnp.where(keep, before, self.init_scale / jnp.where(keep, 1, std))
         self.results[site] = Result(target.g(gain), None, jnp.sum(constant), jnp.all(finite))
         if target.bias:
@@ -165,6 +167,7 @@ class _Initializer(Runner):
         contraction, leaf, bias, shift = self.shifts.pop(site)
         before, shift = values[bias.operand], bias.output.from_source(shift)
         first = before[tuple(slice(size) for size in shift.shape)]  # one number a feature
+        first, shift = first + jnp.zeros_like(shift), shift + jnp.zeros_like(first, shift.dtype)
         new = jnp.where(jnp.isnan(shift), first, shift)
         stored = bias.view.to_source(new, leaf.aval.ndim)
         self.results[contraction] = dataclasses.replace(self.results[contraction], bias=stored)

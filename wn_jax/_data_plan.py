@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
 from wn_jax._node import WeightNorm
 from wn_jax._notes import Bias, Use
@@ -63,10 +64,12 @@ def _why_not(leaf: Leaf) -> str | None:
         return "a while_loop uses it"
     if use.around.branch:
         return "a branch of a cond or switch uses it"
-    if len(use.view.slices) < use.around.loops:
+    if use.view.partial or use.view.shared or any(len(dim) > 1 for _, dim in use.view.slices):
+        return "the program uses it in parts, or together with others"
+    if len(use.view.slices) < use.around.loops or any(axis is None for _, dim in use.view.slices for axis, _ in dim):
         return "it is used at several steps of a loop"
-    if use.view.partial or any(len(dim) > 1 for _, dim in use.view.slices):
-        return "the program uses it in parts"
+    if use.view.flipped - use.reduction:
+        return "the program reverses the order of its features or copies"
     if leaf.axes(leaf.reduced or frozenset()) != leaf.axes(use.reduction | _of_size_1(leaf)):
         return f"its norm runs over {leaf.node.axes}, the program sums over {leaf.axes(use.reduction)}"
     return None
@@ -94,9 +97,18 @@ def _bias(use: Use, samples: Sequence[int], reading: Reading) -> tuple[Leaf, Bia
     if bias is None:
         return None
     leaf = next(leaf for leaf in reading.leaves if leaf.input == bias.view.source)
-    if leaf.node is not None or len(leaf.notes) > 1 or leaf.returned or bias.view.partial:
+    if (
+        leaf.node is not None
+        or len(leaf.notes) > 1
+        or leaf.returned
+        or not jnp.issubdtype(leaf.aval.dtype, jnp.floating)
+    ):
         return None
-    if len(bias.view.slices) < use.around.loops or any(len(dim) > 1 for _, dim in bias.view.slices):
+    if any(view.partial or view.shared or view.scaled or view.flipped for view in (bias.view, bias.output)):
+        return None
+    if len(bias.view.slices) < use.around.loops:
+        return None
+    if any(len(dim) > 1 or dim[0][0] is None for _, dim in bias.view.slices):
         return None
     for dim, added in zip(bias.output.dims, bias.view.dims, strict=True):
         sampled = [axis in samples for axis, size in dim if size > 1]

@@ -52,8 +52,10 @@ class Runner:
     def contract(self, eqn: Equation, values: list[Any], contraction: Contraction, site: Site) -> jax.Array | None:
         """The contraction of `v`, times the scale; `None` where that would not be the contraction of the weight."""
         factored, out = values[contraction.operand], program.outputs(eqn)[0]
-        if not can_scale_output(factored, contraction) or jnp.float16 in (factored.dtype, out.dtype):
-            return None  # in float16 the output of a direction with large entries would overflow
+        if not can_scale_output(factored, contraction) or eqn.params.get("out_sharding") is not None:
+            return None  # a sharding that was asked for may split what the scale of the output cannot follow
+        if jnp.float16 in (factored.dtype, out.dtype):
+            return None  # there the output of a direction with large entries would overflow
         output = program.bind(eqn, with_v(values, contraction))[0]
         scale = scale_of_output(factored, contraction, output.ndim)
         return (output.astype(jnp.promote_types(scale.dtype, output.dtype)) * scale).astype(output.dtype)

@@ -29,6 +29,12 @@ class View:
     dims: tuple[Dim, ...]
     partial: frozenset[int] = frozenset()
     """Axes of which the array holds only a slice, or which others were concatenated to."""
+    shared: bool = False
+    """Whether other arrays were concatenated to it."""
+    scaled: bool = False
+    """Whether its numbers were negated or multiplied by a scalar."""
+    flipped: frozenset[int] = frozenset()
+    """Axes whose order was reversed."""
     slices: tuple[tuple[Hashable, Dim], ...] = ()
     """The scans around that give each of their trips a slice of its own, and the dimension that they slice."""
 
@@ -86,6 +92,14 @@ def is_scaling(eqn: Equation, operand: int) -> bool:
 
 def _same(eqn: Equation, view: View, operand: int) -> View:
     return view
+
+
+def _negate(eqn: Equation, view: View, operand: int) -> View:
+    return dataclasses.replace(view, scaled=True)
+
+
+def _reverse(eqn: Equation, view: View, operand: int) -> View:
+    return dataclasses.replace(view, flipped=view.flipped | view.axes(eqn.params["dimensions"]))
 
 
 def _convert(eqn: Equation, view: View, operand: int) -> View | None:
@@ -157,15 +171,16 @@ def _concatenate(eqn: Equation, view: View, operand: int) -> View | None:
     axis = view.dims[along][0][0]
     dims = list(view.dims)
     dims[along] = ((axis, outputs(eqn)[0].shape[along]),)
-    return dataclasses.replace(view, dims=tuple(dims), partial=view.partial | {a for a in (axis,) if a is not None})
+    partial = view.partial | {a for a in (axis,) if a is not None}
+    return dataclasses.replace(view, dims=tuple(dims), partial=partial, shared=view.shared or len(eqn.invars) > 1)
 
 
 MOVES: dict[Any, Callable[[Equation, View, int], View | None]] = {
     primitive.copy_p: _same,
     primitive.name_p: _same,
-    primitive.neg_p: _same,
+    primitive.neg_p: _negate,
     primitive.reduce_precision_p: _same,
-    primitive.rev_p: _same,
+    primitive.rev_p: _reverse,
     primitive.sharding_constraint_p: _same,
     primitive.stop_gradient_p: _same,
     primitive.convert_element_type_p: _convert,

@@ -104,8 +104,10 @@ class _Walk:
         kept: list[View] = []
         for i, value in enumerate(values):
             for view in value.views:
-                scaled = is_scaling(eqn, i) and not values[1 - i].data
-                result = view if scaled else None if data else move(eqn, view, i)
+                if is_scaling(eqn, i) and not values[1 - i].data and not _is_scalar_of_two(eqn, values):
+                    result: View | None = dataclasses.replace(view, scaled=True)
+                else:
+                    result = None if data else move(eqn, view, i)
                 if result is None:
                     self.note(view, Problem(_reason(eqn, values, i), str(eqn.primitive)))
                 else:
@@ -196,6 +198,11 @@ class _Walk:
         for value in values:
             self.stop(value, Reason.BRANCH, "cond")
         return Value(data)
+
+
+def _is_scalar_of_two(eqn: Equation, values: list[Value]) -> bool:
+    """Whether each of two parameters could be said to scale the other."""
+    return all(value.views for value in values) and math.prod(program.outputs(eqn)[0].shape) == 1
 
 
 def _reason(eqn: Equation, values: list[Value], operand: int) -> Reason:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from wn_jax._boxes import unbox
 from wn_jax._factored import Factored, weight
@@ -31,7 +32,8 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
             Both but `"weight"` trace `fn` to a jaxpr in each call, as `jit` does: outside `jit`, a function that
             branches on values needs `scale="weight"`. What is not understood (a custom derivative rule, a
             `while_loop`, any operation but those that move numbers) gets the weight. In all cases the norm is
-            computed once, outside of loops, and the results are equal to rounding.
+            computed once, outside of loops, and the results are equal to rounding. As under `jit`, `fn` gets copies
+            of containers: what it writes into a dict that it was given is lost.
 
     Returns:
         A function of `fn`'s own arguments. Every transformation holds: `jit`, `grad`, `vmap`, `scan`, `remat`.
@@ -75,7 +77,16 @@ def _run_factored(
     for leaf in reading.leaves:
         if leaf.node is not None:
             inputs[leaf.input] = _value(leaf, cost)
-    return reading.program.unflatten([weight(value) for value in Runner().run(reading.program.body, inputs)])
+    results = Runner().run(reading.program.body, inputs)
+    avals = reading.program.body.outputs
+    # A number in the program (an auxiliary loss of 0) is no array yet.
+    return reading.program.unflatten(
+        [_as_array(weight(value), aval) for value, aval in zip(results, avals, strict=True)]
+    )
+
+
+def _as_array(value: Any, aval: Any) -> Any:
+    return value if isinstance(value, jax.Array) else jnp.asarray(value, aval.dtype)
 
 
 def _value(leaf: Leaf, cost: float) -> Any:
