@@ -63,8 +63,8 @@ def weight_uses(fn: Callable[..., Any], argnums: int = 0) -> Callable[..., Weigh
     ...     return x @ params["kernel"] + params["bias"]
     >>> print(weight_uses(model)({"kernel": jnp.ones((9, 4)), "bias": jnp.zeros(4)}, jnp.ones((2, 9))))
     path    shape   reduction  feature  batch  uses         scale
-    kernel  (9, 4)  (-2,)      (-1,)    -      dot_general  output
     bias    (4,)    left alone: elementwise (add)
+    kernel  (9, 4)  (-2,)      (-1,)    -      dot_general  output
     <BLANKLINE>
     elementwise: it is added to or multiplied with other values, not contracted (a bias, a gain, a positional embedding)
     """
