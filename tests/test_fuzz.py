@@ -256,7 +256,7 @@ def test_the_scale_goes_where_it_changes_nothing(program, second):
 
 
 @pytest.mark.slow
-@hypothesis.settings(fuzz, max_examples=300, derandomize=True)
+@hypothesis.settings(fuzz, max_examples=150, derandomize=True)
 @any_program
 def test_the_scale_goes_where_it_changes_nothing_at_length(program, second):
     check(program, second)
@@ -269,7 +269,7 @@ def unproved(monkeypatch):
 
 
 @pytest.mark.slow
-@hypothesis.settings(fuzz, max_examples=200, derandomize=True)
+@hypothesis.settings(fuzz, max_examples=100, derandomize=True)
 @any_program
 def test_a_run_is_right_even_where_nothing_is_proved(unproved, program, second):
     check(program, second)
