@@ -98,6 +98,8 @@ def test_the_output_side_equals_the_weight_side_outside_jit(name):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", WITH_NODES)
 def test_every_side_equals_the_weight_side_everywhere(name, dtype):
+    if (name, dtype) == ("nnx_attention", jnp.float16):
+        pytest.skip("Flax asks for a float16 dot that CPUs do not have, with or without nodes")
     hows = ["grad", "remat", "vmap"] + ["hvp"] * (dtype == jnp.float32)
     check(name, dtype, hows, scales=("auto", "output"))
 
