@@ -269,7 +269,7 @@ def unproved(monkeypatch):
 
 
 @pytest.mark.slow
-@hypothesis.settings(fuzz, max_examples=100, derandomize=True)
+@hypothesis.settings(fuzz, max_examples=15, derandomize=True)
 @any_program
 def test_a_run_is_right_even_where_nothing_is_proved(unproved, program, second):
     check(program, second)
