@@ -22,7 +22,7 @@ from wn_jax._data_plan import Target, plan
 from wn_jax._factored import Factored, weight
 from wn_jax._node import norm_dtype
 from wn_jax._notes import Bias
-from wn_jax._program import Equation, Scan, Site
+from wn_jax._program import Equation, Site
 from wn_jax._run import Runner, scale_of_output, with_v
 from wn_jax._transform import flatten, with_plain_children
 from wn_jax._uses import Leaf, Reading, check_callable, check_position, read
@@ -119,16 +119,19 @@ def _check_concrete(value: Any) -> Any:
 def _results(reading: Reading, targets: dict[Site, Target], init_scale: float, inputs: list[Any]) -> dict[Site, Result]:
     runner = _Initializer(targets, init_scale)
     runner.run(reading.program.body, inputs)
-    return runner.results
+    return runner.found
 
 
 class _Initializer(Runner):
-    """A run that sets each target's `g` and bias when it gets there, and goes on with what they give."""
+    """A run that sets each target's `g` and bias when it gets there, and goes on with what they give.
+
+    `found` holds a `Result` by the site of the contraction; those of a scanned stack have a slice for each layer.
+    """
 
     def __init__(self, targets: dict[Site, Target], init_scale: float):
+        super().__init__()
         self.targets = targets
         self.init_scale = init_scale
-        self.results: dict[Site, Result] = {}
         self.shifts: dict[Site, tuple[Site, Leaf, Bias, jax.Array]] = {}
         """By the site of the addition: the site of the contraction, and what is added, NaN where that stays."""
 
@@ -147,7 +150,7 @@ class _Initializer(Runner):
         before = scale_of_output(values[contraction.operand], contraction, y.ndim) + jnp.zeros_like(std)
         std, keep = std + jnp.zeros_like(before), keep | jnp.zeros_like(before, bool)
         gain = jnp.where(keep, before, self.init_scale / jnp.where(keep, 1, std))
-        self.results[site] = Result(target.g(gain), None, jnp.sum(constant), jnp.all(finite))
+        self.found[site] = Result(target.g(gain), None, jnp.sum(constant), jnp.all(finite))
         if target.bias:
             leaf, bias = target.bias
             self.shifts[bias.site] = (site, leaf, bias, jnp.where(keep, jnp.nan, -mean * gain))
@@ -170,7 +173,7 @@ class _Initializer(Runner):
         first, shift = first + jnp.zeros_like(shift), shift + jnp.zeros_like(first, shift.dtype)
         new = jnp.where(jnp.isnan(shift), first, shift)
         stored = bias.view.to_source(new, leaf.aval.ndim)
-        self.results[contraction] = dataclasses.replace(self.results[contraction], bias=stored)
+        self.found[contraction] = dataclasses.replace(self.found[contraction], bias=stored)
         values[bias.operand] = jnp.broadcast_to(new, before.shape).astype(before.dtype)
         return program.bind(eqn, values)
 
@@ -178,20 +181,6 @@ class _Initializer(Runner):
         """Calls are run through: the derivatives of a custom rule, or what a `remat` saves, do not matter here."""
         body = program.call(eqn)
         return super().entered(eqn, values, site) if body is None else self.run(body, values, site)
-
-    def scanned(self, scan: Scan, values: list[Any], site: Site) -> list[Any]:
-        """As any scan; what its trips found comes out stacked, a slice for each layer."""
-        around, self.results = self.results, {}
-        consts, carry, xs = scan.split(values)
-
-        def trip(carry: list[Any], xs: list[Any]) -> tuple[list[Any], tuple[list[Any], dict[Site, Result]]]:
-            self.results = {}
-            results = self.run(scan.body, [*consts, *carry, *xs], site)
-            return [weight(value) for value in results[: scan.num_carry]], (results[scan.num_carry :], self.results)
-
-        carry, (ys, found) = scan.run(trip, [weight(value) for value in carry], xs)
-        self.results = {**around, **found}
-        return [*carry, *ys]
 
 
 def _report(targets: dict[Site, Target], results: dict[Site, Result]) -> None:

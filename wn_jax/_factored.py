@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,7 +69,7 @@ def _same(eqn: Equation, values: list[Any]) -> Factored:
     return dataclasses.replace(value, v=program.bind(eqn, [value.v])[0])
 
 
-def _both(eqn: Equation, values: list[Any]) -> Factored:
+def _stop_gradient(eqn: Equation, values: list[Any]) -> Factored:
     value = values[0]
     return dataclasses.replace(value, v=program.bind(eqn, [value.v])[0], scale=jax.lax.stop_gradient(value.scale))
 
@@ -167,9 +166,7 @@ def _concatenate(eqn: Equation, values: list[Any]) -> Factored | None:
     if parts[0].v.dtype != dtype and len(parts) < len(values):
         return None
     small = [max(sizes) for sizes in zip(*(part.scale.shape for part in parts), strict=True)]
-    if math.prod(size for dim, size in enumerate(small) if dim != along) * program.outputs(eqn)[0].shape[along] == (
-        program.outputs(eqn)[0].size
-    ):
+    if small[:along] + small[along + 1 :] == [n for dim, n in enumerate(parts[0].v.shape) if dim != along]:
         return None  # the scale would be as large as the weight
     vs = [value.v if isinstance(value, Factored) else value for value in values]
     ones = jnp.ones((1,) * vs[0].ndim, parts[0].scale.dtype)
@@ -189,7 +186,7 @@ _MOVES: dict[Any, Callable[[Equation, list[Any]], Factored | None]] = {
     primitive.copy_p: _same,
     primitive.neg_p: _same,
     primitive.sharding_constraint_p: _same,
-    primitive.stop_gradient_p: _both,
+    primitive.stop_gradient_p: _stop_gradient,
     primitive.convert_element_type_p: _convert,
     primitive.transpose_p: _transpose,
     primitive.squeeze_p: _squeeze,

@@ -114,9 +114,8 @@ def interpret(
 
 def bind(eqn: Equation, operands: Sequence[Any]) -> list[Any]:
     """Runs one equation, as `jax.core.eval_jaxpr` does: under its source line, name scope and configuration."""
-    inputs: list[Any] = [
-        jex.Var(var.aval) for var in eqn.invars
-    ]  # one for each, as an operand given twice may have two values
+    # A variable for each operand, as one that the equation takes twice may have two values here.
+    inputs: list[Any] = [jex.Var(var.aval) for var in eqn.invars]
     about = jex.DebugInfo("wn_jax", "bind", ("",) * len(inputs), ("",) * len(eqn.outvars))
     alone = jex.Jaxpr((), inputs, list(eqn.outvars), [eqn.replace(invars=inputs)], eqn.effects, about)
     return list(jax.core.eval_jaxpr(alone, (), *operands))

@@ -22,6 +22,10 @@ from wn_jax._views import Contraction, contractions
 class Runner:
     """Runs programs some of whose inputs are `Factored`. Some of the results may be, too."""
 
+    def __init__(self) -> None:
+        self.found: dict[Site, Any] = {}
+        """What a run finds at equations, as pytrees, which the scans around stack: for runs that build on this one."""
+
     def run(self, body: Body, values: Sequence[Any], site: Site = ()) -> list[Any]:
         """The results of a program."""
         return program.interpret(body, values, self.step, site)
@@ -89,11 +93,14 @@ class Runner:
         consts, carry, xs = scan.split(values)
         xs = [value.sliceable() if isinstance(value, Factored) else value for value in xs]
 
-        def trip(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
+        def trip(carry: list[Any], xs: list[Any]) -> tuple[list[Any], tuple[list[Any], dict[Site, Any]]]:
+            around, self.found = self.found, {}
             results = self.run(scan.body, [*consts, *carry, *xs], site)
-            return [weight(value) for value in results[: scan.num_carry]], results[scan.num_carry :]
+            inside, self.found = self.found, around
+            return [weight(value) for value in results[: scan.num_carry]], (results[scan.num_carry :], inside)
 
-        carry, ys = scan.run(trip, [weight(value) for value in carry], xs)
+        carry, (ys, inside) = scan.run(trip, [weight(value) for value in carry], xs)
+        self.found.update(inside)
         return [*carry, *ys]
 
     def switched(self, branches: list[Body], values: list[Any], site: Site) -> list[Any]:

@@ -171,7 +171,7 @@ def _concatenate(eqn: Equation, view: View, operand: int) -> View | None:
     axis = view.dims[along][0][0]
     dims = list(view.dims)
     dims[along] = ((axis, outputs(eqn)[0].shape[along]),)
-    partial = view.partial | {a for a in (axis,) if a is not None}
+    partial = view.partial | view.axes([along])
     return dataclasses.replace(view, dims=tuple(dims), partial=partial, shared=view.shared or len(eqn.invars) > 1)
 
 

@@ -69,11 +69,11 @@ class _Walk:
             custom = around.custom_rule or program.is_custom_rule(eqn)
             return self.run(body, values, site, dataclasses.replace(around, custom_rule=custom))
         if (scan := program.scan(eqn)) is not None:
-            return self.scan(scan, eqn, values, site, around)
+            return self.scan(scan, values, site, around)
         if (loop := program.while_loop(eqn)) is not None:
-            return self.while_loop(loop, eqn, values, site, around)
+            return self.while_loop(loop, values, site, around)
         if (branches := program.branches(eqn)) is not None:
-            return self.cond(branches, eqn, values, site, around)
+            return self.cond(branches, values, site, around)
         return [self.output(eqn, values, site, around)] * len(eqn.outvars)
 
     def output(self, eqn: Equation, values: list[Value], site: Site, around: Around) -> Value:
@@ -84,13 +84,9 @@ class _Walk:
                 self.contract(eqn, values, contraction, site, around)
                 return Value(data=True, output=View.of(site, program.outputs(eqn)[0].shape))
         views = self.moved(eqn, values, data)
-        outputs = [
-            moved
-            for i, value in enumerate(values)
-            if value.output and (moved := move(eqn, value.output, i)) and not moved.partial
-        ]
         self.bias(eqn, values, site)
-        return Value(data, views, outputs[0] if len(values) == 1 and outputs else None)
+        output = move(eqn, values[0].output, 0) if len(values) == 1 and values[0].output else None
+        return Value(data, views, output)
 
     def contract(
         self, eqn: Equation, values: list[Value], contraction: Contraction, site: Site, around: Around
@@ -133,7 +129,7 @@ class _Walk:
             self.note(view, Problem(reason, by))
         return Value(value.data)
 
-    def scan(self, scan: program.Scan, eqn: Equation, values: list[Value], site: Site, around: Around) -> list[Value]:
+    def scan(self, scan: program.Scan, values: list[Value], site: Site, around: Around) -> list[Value]:
         consts, carry, xs = scan.split([Value(value.data, value.views) for value in values])
         slices = [dataclasses.replace(value, views=tuple(view.sliced(site) for view in value.views)) for value in xs]
         inside = dataclasses.replace(around, trips=around.trips * scan.length, loops=around.loops + 1)
@@ -147,9 +143,7 @@ class _Walk:
         ]
         return [*self.handed_on(carry, scan.invariant(), results), *ys]
 
-    def while_loop(
-        self, loop: program.While, eqn: Equation, values: list[Value], site: Site, around: Around
-    ) -> list[Value]:
+    def while_loop(self, loop: program.While, values: list[Value], site: Site, around: Around) -> list[Value]:
         inside = dataclasses.replace(around, trips=math.inf, loops=around.loops + 1)
         first, second = loop.condition_consts, loop.condition_consts + loop.body_consts
         values = [Value(value.data, value.views) for value in values]
@@ -184,7 +178,7 @@ class _Walk:
             for before, after, same in zip(carry, results, invariant, strict=False)
         ]
 
-    def cond(self, branches: list[Body], eqn: Equation, values: list[Value], site: Site, around: Around) -> list[Value]:
+    def cond(self, branches: list[Body], values: list[Value], site: Site, around: Around) -> list[Value]:
         index, *operands = [Value(value.data, value.views) for value in values]
         inside = dataclasses.replace(around, branch=True)
         results = [self.run(branch, operands, (*site, i), inside) for i, branch in enumerate(branches)]
