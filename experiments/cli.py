@@ -1,4 +1,4 @@
-"""The command line. Errors in what the user gave are one message and exit code 2."""
+"""The command line. Errors in what the user gave are one message and exit code 2; a run that had to stop, code 1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import config, data, interrupt, report, run, step_time
+from experiments import arm, data, interrupt, report, run, step_time, toml_file
+from experiments.config import Experiment
+from experiments.data.fetch import fetch
+from experiments.errors import ConfigError, RunError
+from experiments.run_folder import RunFolder, check
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 console = Console()
@@ -23,7 +27,11 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a key of the file: a.b=value. May be repeated.", metavar="KEY=VALUE"),
 ]
-Out = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME-DATE-TIME.")]
+Out = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME-DATE-TIME.", metavar="FOLDER")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out from its newest checkpoint, or begin it.")
+]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write event files for TensorBoard, too.")]
 
 
 @app.callback()
@@ -32,10 +40,16 @@ def about() -> None:
 
 
 @app.command()
-def compare(config_file: ConfigFile, set_: Settings = None, out: Out = None) -> None:
-    """Train all arms of CONFIG side by side; print a table, and write curves, metrics and the resolved config."""
+def compare(
+    config_file: ConfigFile,
+    set_: Settings = None,
+    out: Out = None,
+    resume: Resume = False,
+    tensorboard: TensorBoard = False,
+) -> None:
+    """Train all arms of CONFIG side by side and report: a table, curves, a page, metrics and the resolved config."""
     with _user_errors():
-        _execute(_load(config_file, set_), out)
+        _execute(_load(config_file, set_), out, resume, tensorboard)
 
 
 @app.command()
@@ -44,10 +58,58 @@ def train(
     arm: Annotated[str | None, typer.Option(help="Which arm. Default: the first one.")] = None,
     set_: Settings = None,
     out: Out = None,
+    resume: Resume = False,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Train one arm of CONFIG."""
     with _user_errors():
-        _execute(_load(config_file, set_, lambda arms: arms[0] if arm is None else arm), out)
+        experiment = _load(config_file, set_)
+        _execute(_one_arm(experiment, arm, config_file), out, resume, tensorboard)
+
+
+@app.command()
+def sweep(
+    config_file: ConfigFile,
+    learning_rates: Annotated[
+        str | None, typer.Option(help="Rates with commas between. Default: those of CONFIG.", metavar="RATE,RATE,...")
+    ] = None,
+    set_: Settings = None,
+    out: Out = None,
+    resume: Resume = False,
+    tensorboard: TensorBoard = False,
+) -> None:
+    """Train all arms of CONFIG at several learning rates, each arm's rates and seeds in one program."""
+    with _user_errors():
+        rates = [] if learning_rates is None else [f"optimizer.learning_rate=[{learning_rates}]"]
+        experiment = _load(config_file, [*(set_ or ()), *rates])
+        if all(len(arm.optimizer.learning_rate) == 1 for arm in experiment.arms.values()):
+            raise ConfigError(
+                f"{config_file}: a sweep needs several learning rates; give --learning-rates 0.001,0.01 or a list in "
+                "optimizer.learning_rate"
+            )
+        _execute(experiment, out, resume, tensorboard)
+
+
+@app.command("report")
+def report_(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN...")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write. Default: the run folder, or ./report for several.")
+    ] = None,
+) -> None:
+    """Make the table, the curves and the page of one run, or of several together."""
+    with _user_errors():
+        _report(runs, out)
+
+
+@app.command("fetch")
+def fetch_(
+    name: Annotated[str, typer.Argument(help=f"A data set: {', '.join(data.SOURCES)}.")],
+    to: Annotated[Path | None, typer.Option(help="Where to. Default: WN_JAX_DATA, or the cache folder.")] = None,
+) -> None:
+    """Download a data set and check it."""
+    with _user_errors():
+        console.print(f"{name}: {fetch(name, to)}", soft_wrap=True)
 
 
 @app.command("step-time")
@@ -79,43 +141,56 @@ def main() -> None:
     app(prog_name="python -m experiments")
 
 
-def _load(
-    config_file: Path, settings: list[str] | None, choose: Callable[[list[str]], str] | None = None
-) -> config.Experiment:
-    """The experiment, or the one arm of it that `choose` names; with data that fits it."""
-    experiment = config.load(config_file, settings or ())
+def _load(config_file: Path, settings: list[str] | None) -> Experiment:
+    return toml_file.load(config_file, settings or ())
+
+
+def _one_arm(experiment: Experiment, arm: str | None, config_file: Path) -> Experiment:
     try:
-        if choose is not None:
-            experiment = config.select(experiment, [choose(list(experiment.arms))])
-        for arm in experiment.arms.values():
-            data.load(arm.data)
-    except config.ConfigError as error:
-        raise config.ConfigError(f"{config_file}: {error}") from None
-    return experiment
+        return toml_file.select(experiment, [arm or next(iter(experiment.arms))])
+    except ConfigError as error:
+        raise ConfigError(f"{config_file}: {error}") from None
 
 
-def _execute(experiment: config.Experiment, out: Path | None) -> None:
+def _execute(experiment: Experiment, out: Path | None, resume: bool, tensorboard: bool) -> None:
+    if resume and out is None:
+        raise ConfigError("--resume needs the run folder: --out FOLDER")
     path = out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run.check_free(path)
-    train_config = next(iter(experiment.arms.values())).train
-    records: list[run.Record] = []
-    with _interruptible(lambda: _where_the_metrics_are(path, records)), _progress() as progress:
-        total = len(experiment.arms) * train_config.steps // train_config.steps_per_record
-        task = progress.add_task("", total=total)
+    check(path, experiment, resume)  # before what takes long
+    arms = arm.build(experiment)
+    with (
+        _interruptible(lambda: f"interrupted; to go on: --out {path} --resume"),
+        RunFolder(path, experiment, resume, tensorboard) as folder,
+    ):
+        step, notes = run.begin(arms, folder)
+        for note in notes:
+            console.print(f"[yellow]warning:[/] {note}", soft_wrap=True)
+        if resume:
+            console.print(f"going on after step {step} of {experiment.train.steps}")
+        _train(experiment, arms, folder, step)
+    _report([path], path)
 
-        def on_compile(arm: str) -> None:
+
+def _train(experiment: Experiment, arms: dict[str, arm.Arm], folder: RunFolder, step: int) -> None:
+    per_arm = experiment.train.steps // experiment.train.record_every
+    with _progress() as progress:
+        done = step // experiment.train.record_every * len(arms)
+        task = progress.add_task("", total=len(arms) * per_arm, completed=done)
+
+        def on_compile(name: str) -> None:
             interrupt.check()
-            progress.update(task, description=f"compiling {arm}")
+            progress.update(task, description=f"compiling {name}")
 
-        runners = run.prepare(experiment, on_compile)
-        with run.RunFolder(path, experiment) as folder:  # only now, so that what cannot run leaves none behind
-            for record in run.execute(runners, train_config):
-                folder.write(record)
-                records.append(record)
-                loss = sum(record["train_loss"]) / len(record["train_loss"])
-                progress.update(task, advance=1, description=f"{record['arm']}: loss {loss:.4f}")
-                interrupt.check()
-    _report(experiment, train_config, records, path)
+        for event in run.execute(experiment, arms, folder, step, on_compile):
+            rate = f"{event.examples_per_second:,.0f} examples/s"
+            progress.update(task, advance=1, description=f"{event.arm}: loss {event.train_loss:.4f}, {rate}")
+            interrupt.check()
+
+
+def _report(paths: list[Path], out: Path | None) -> None:
+    result = report.report(paths, out)
+    console.print(result.table)
+    console.print(f"report: {result.page}\nall of it: {result.page.parent}", soft_wrap=True)
 
 
 def _measure(cases: list[step_time.Case], rounds: int) -> Iterator[step_time.Row]:
@@ -132,29 +207,22 @@ def _measure(cases: list[step_time.Case], rounds: int) -> Iterator[step_time.Row
 
 
 def _progress() -> Progress:
-    columns = (TextColumn("{task.description:<40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<58}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=console)
-
-
-def _report(
-    experiment: config.Experiment, train_config: config.TrainConfig, records: list[run.Record], path: Path
-) -> None:
-    target = train_config.target_loss
-    rows = report.summarize(records, target)
-    title = f"{experiment.name}: {train_config.steps} steps, {train_config.seeds} seed{'s' * (train_config.seeds > 1)}"
-    report.write_summary(rows, path / "summary.json")
-    report.plot(records, rows, target, title, path / "curves.png")
-    console.print(report.table(rows, title, target))
-    console.print(f"curves: {path / 'curves.png'}\nall of the run: {path}", soft_wrap=True)
 
 
 @contextlib.contextmanager
 def _user_errors() -> Iterator[None]:
     try:
         yield
-    except config.ConfigError as error:
+    except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
 
 
 @contextlib.contextmanager
@@ -165,9 +233,3 @@ def _interruptible(message: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt:
         print(message(), file=sys.stderr)
         raise typer.Exit(interrupt.EXIT_CODE) from None
-
-
-def _where_the_metrics_are(path: Path, records: list[run.Record]) -> str:
-    if records:
-        return f"interrupted at step {records[-1]['step']}; the metrics: {path / 'metrics.jsonl'}"
-    return "interrupted before the first record; nothing was written"

@@ -1,150 +1,135 @@
-"""Executing arms and writing the run folder.
+"""Executing an experiment in its run folder.
 
 All arms advance together, one record of each in turn, so that their times are measured side by side under the same
-load; the order within a round rotates. A record is written and flushed whole, so that `metrics.jsonl` is readable
-whenever the run ends.
+load; the order within a round rotates.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import platform
-import shlex
-import subprocess
-import sys
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import tomli_w
 
-import wn_jax as wn
-from experiments import config, data, step
-
-Record = dict[str, Any]
-
-
-class RunFolder:
-    """A fresh folder with `config.toml` (it runs again), `environment.json` and, record by record, `metrics.jsonl`."""
-
-    def __init__(self, path: Path, experiment: config.Experiment):
-        check_free(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            (path / "config.toml").write_text(tomli_w.dumps(config.to_dict(experiment)), encoding="utf-8")
-            (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
-            self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
-        except OSError as error:
-            raise config.ConfigError(f"{path}: the run folder cannot be written: {error}") from None
-        self.path = path
-
-    def write(self, record: Record) -> None:
-        """Append one record."""
-        self._metrics.write(json.dumps(_finite(record), allow_nan=False) + "\n")
-        self._metrics.flush()
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._metrics.close()
+from experiments.arm import Arm, Figures
+from experiments.config import Experiment, TrainConfig
+from experiments.errors import RunError
+from experiments.run_folder import Record, RunFolder
+from experiments.training import NOT_YET
 
 
-def check_free(path: Path) -> None:
-    """That a run folder can be made at `path`.
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What just happened: an arm reached a step, with its mean training loss and examples a second."""
 
-    Raises:
-        ConfigError: there is something already.
-    """
-    try:
-        taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    except OSError as error:
-        raise config.ConfigError(f"{path}: the run folder cannot be written: {error}") from None
-    if taken:
-        raise config.ConfigError(f"{path}: already exists and is not an empty folder; choose another with --out")
+    arm: str
+    step: int
+    train_loss: float
+    examples_per_second: float
 
 
-def prepare(experiment: config.Experiment, on_compile: Callable[[str], None]) -> dict[str, Callable[[], Record]]:
-    """Load and compile every arm, so that no time includes compilation; `on_compile` hears of each.
+def begin(arms: dict[str, Arm], folder: RunFolder) -> tuple[int, list[str]]:
+    """Put all arms to where the run folder stands: at its newest checkpoint, or at the start.
 
     Returns:
-        By arm, a function that trains all seeds of it, in one vmapped program, up to the next record and returns that.
+        The step, and what to tell the user.
     """
-    runners = {}
-    for name, arm in experiment.arms.items():
-        on_compile(name)
-        runners[name] = _compile(arm)
-    return runners
+    fresh = not folder.checkpoints.steps()
+    like = None if fresh else {name: arm.abstract() for name, arm in arms.items()}
+    step, states, notes = folder.begin(like)
+    for name, arm in arms.items():
+        if states is not None:
+            arm.restore(states[name])
+    return step, notes
 
 
-def execute(runners: dict[str, Callable[[], Record]], train: config.TrainConfig) -> Iterator[Record]:
-    """Train all arms side by side and yield the records.
+def execute(
+    experiment: Experiment, arms: dict[str, Arm], folder: RunFolder, step: int, on_compile: Callable[[str], None]
+) -> Iterator[Progress]:
+    """Train all arms side by side from `step` to the end.
 
-    A record holds `arm`, `step`, `seconds_per_step` (of all seeds together), and lists with a number a seed:
-    `train_loss` (the mean minibatch loss since the last record), `test_loss` and `test_error`.
+    Arguments:
+        experiment: what the arms are of.
+        arms: as `begin` left them.
+        folder: gets records and checkpoints.
+        step: where `begin` says the arms are.
+        on_compile: hears of each arm before it is compiled.
+
+    Raises:
+        RunError: a loss that is not finite stops the run, or something cannot be written.
     """
-    names = list(runners)
-    for round_ in range(train.steps // train.steps_per_record):
-        turn = round_ % len(names)
+    train, names, waiting = experiment.train, list(arms), set(arms)
+    while step < train.steps:
+        turn = step // train.record_every % len(names)
+        step += train.record_every
         for name in names[turn:] + names[:turn]:
-            yield {"arm": name, "step": (round_ + 1) * train.steps_per_record, **runners[name]()}
+            if name in waiting:
+                on_compile(name)
+                _prepare(arms[name])
+                waiting.remove(name)
+            yield _advance(name, arms[name], train, folder, step)
+        if step % train.save_period == 0 or step == train.steps:
+            folder.save(step, {name: arm.snapshot() for name, arm in arms.items()})
 
 
-def _compile(arm: config.ArmConfig) -> Callable[[], Record]:
-    """A function that advances the arm's seeds by one record and returns the figures."""
-    functions = step.make_arm(arm, data.load(arm.data))
-    seeds = arm.train.first_seed + jnp.arange(arm.train.seeds)
-    state = jax.jit(jax.vmap(functions.init))(jax.vmap(jax.random.key)(seeds))
-    advance = jax.jit(jax.vmap(functions.advance), donate_argnums=0).lower(state).compile()
-    evaluate = jax.jit(jax.vmap(functions.evaluate)).lower(state).compile()
-
-    def next_record() -> Record:
-        nonlocal state
-        start = time.perf_counter()
-        state, loss = jax.block_until_ready(advance(state))
-        seconds = time.perf_counter() - start
-        figures = {"train_loss": loss, **evaluate(state)}
-        lists = {name: np.asarray(value, np.float64).tolist() for name, value in figures.items()}
-        return {"seconds_per_step": seconds / arm.train.steps_per_record, **lists}
-
-    return next_record
+def _prepare(arm: Arm) -> None:
+    if not arm.states:
+        arm.start()
+    arm.compile()
 
 
-def environment() -> dict[str, Any]:
-    """Versions, hardware, command and commit: what it takes to run this again."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "scikit-learn")
-    return {
-        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "packages": {"wn-jax": wn.__version__} | {name: metadata.version(name) for name in packages},
-        "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+def _advance(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, step: int) -> Progress:
+    """Train an arm up to the next record, and write it."""
+    start = time.perf_counter()
+    figures = arm.advance()
+    seconds = (time.perf_counter() - start) / train.record_every
+    evaluated: Figures = {}
+    statistics: dict[str, Figures] = {}
+    if step % train.evaluation_period == 0 or step == train.steps:
+        held_out = arm.placement.dataset.held_out_name
+        evaluated = {f"{held_out}_{key}": value for key, value in arm.evaluate().items()}
+        statistics = arm.statistics()
+    for record in _records(name, arm, step, {**figures, **evaluated, **statistics}):
+        folder.write(record)
+    folder.write_time({"arm": name, "step": step, "seconds_per_step": seconds})
+    _check_finite(name, arm, train, folder, figures["nonfinite_step"])
+    examples = len(arm.members) * arm.config.data.batch_size
+    return Progress(name, step, float(np.mean(figures["train_loss"])), examples / seconds)
 
 
-def _commit() -> str | None:
-    """The commit of the code, marked where the work tree differs from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+def _records(name: str, arm: Arm, step: int, figures: dict[str, Any]) -> Iterator[Record]:
+    """A record for each learning rate: every figure becomes a list with a number for each seed."""
+    rates, seeds = arm.config.optimizer.learning_rate, arm.config.train.seeds
+    for i, rate in enumerate(rates):
+
+        def own(value: Any, start: int = i * seeds) -> Any:
+            if isinstance(value, dict):
+                return {key: own(item) for key, item in value.items()}
+            return [float(f"{number:.7g}") for number in value[start : start + seeds]]  # as many as a float32 has
+
+        steps = figures["nonfinite_step"][i * seeds : (i + 1) * seeds]
+        marks = {} if (steps == NOT_YET).all() else {"nonfinite_step": [_or_none(int(step)) for step in steps]}
+        rest = {key: own(value) for key, value in figures.items() if key != "nonfinite_step"}
+        yield {"arm": name, "learning_rate": rate, "step": step, **rest, **marks}
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: those become null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _or_none(step: int) -> int | None:
+    return None if step == NOT_YET else step
+
+
+def _check_finite(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, steps: np.ndarray) -> None:
+    """Stops the run at a loss that is not finite, where that is the rule."""
+    stops = train.on_nonfinite == "stop" or (train.on_nonfinite == "auto" and len(arm.members) == 1)
+    if not stops or (steps == NOT_YET).all():
+        return
+    member = int(np.argmax(steps != NOT_YET))
+    rate, seed = arm.members[member]
+    saved = folder.checkpoints.last()
+    good = f"the last good checkpoint: {saved}" if saved else "no checkpoint was made before"
+    which = f"arm {name!r} (learning rate {rate:g}, seed {seed})"
+    raise RunError(
+        f"the loss of {which} was not finite at step {steps[member]}; {good}. "
+        "Lower optimizer.learning_rate or set optimizer.clip_norm; train.on_nonfinite=mark lets the other arms go on"
+    )

@@ -29,8 +29,9 @@ import rich.box
 from rich.table import Table
 
 import wn_jax as wn
-from experiments.config import ConfigError, unknown
-from experiments.run import environment
+from experiments.environment import environment
+from experiments.errors import ConfigError
+from experiments.tables import unknown
 from experiments.timed_models import CASES, Apply, Case
 
 RATIOS = ("auto", "weight", "output", "flax", "equinox")

@@ -1,0 +1,150 @@
+"""One arm at work: compiled when it is first needed, its members in one program where that is fast."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import data, training
+from experiments.config import ArmConfig, Experiment
+from experiments.placement import Placement, device_count
+from experiments.training import State
+
+Figures = dict[str, np.ndarray]
+"""By name, a number for each member."""
+
+
+class Arm:
+    """An arm's members and their states; `states` has an entry for each group of members that makes one call."""
+
+    def __init__(self, config: ArmConfig, placement: Placement):
+        self.config = config
+        self.placement = placement
+        self.members = training.members(config)
+        self.functions = training.functions(config, placement.dataset, placement.share)
+        self.states: list[State] = []
+
+    def start(self) -> None:
+        """Make the states before the first step."""
+        self.states = [self._init(member, self.placement.train) for member in self._groups]
+
+    def restore(self, states: list[State]) -> None:
+        """Go on from states that `snapshot` gave."""
+        self.states = [self.placement.replicate(state) for state in states]
+
+    def snapshot(self) -> list[State]:
+        """A copy of the states on the host, which further training does not change."""
+        return jax.tree.map(lambda array: np.array(array), self.states)
+
+    def abstract(self) -> list[State]:
+        """The shapes of the states; nothing is computed."""
+        return [jax.eval_shape(self._init, member, self.placement.train) for member in self._groups]
+
+    def compile(self) -> None:
+        """Compile what trains, so that the first call is no slower than the others."""
+        _ = self._advance
+
+    def advance(self) -> Figures:
+        """Train all members up to the next record.
+
+        Returns:
+            `train_loss`, the mean over the steps, and `nonfinite_step`.
+        """
+        losses = []
+        for group, member in enumerate(self._groups):
+            own = []
+            for rows in self._orders(member, self.states[group].step[0]):
+                self.states[group], loss = self._advance(self.states[group], member, self.placement.train, rows)
+                own.append(loss)
+            losses.append(own)
+        means = [np.concatenate(own, axis=1, dtype=np.float64).mean(axis=1) for own in losses]
+        return {
+            "train_loss": _joined(means),
+            "nonfinite_step": _joined([state.nonfinite_step for state in self.states]),
+        }
+
+    def evaluate(self) -> Figures:
+        """Means over the held-out examples."""
+        sums = []
+        for state in self.states:
+            parts = [self._evaluate(state, examples, mask) for examples, mask in self.placement.held_out]
+            sums.append(functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts))
+        count = sum(int(mask.sum()) for _, mask in self.placement.held_out)
+        return {name: _joined([own[name] for own in sums]) / count for name in sums[0]}
+
+    def statistics(self) -> dict[str, Figures]:
+        """Of the weights' vectors: see `training.Functions`."""
+        each = [self._statistics(state, member) for state, member in zip(self.states, self._groups, strict=True)]
+        return jax.tree.map(lambda *values: _joined(values), *each)
+
+    def _orders(self, member: training.Member, first_step: jax.Array) -> list[jax.Array]:
+        """The rows of the steps up to the next record, in parts of as many as make one call."""
+        rows = self._order(member, first_step)
+        calls = self.config.train.record_every // self._steps_per_call
+        return [rows] if calls == 1 else jnp.split(rows, calls, axis=1)
+
+    @property
+    def _slow_in_loops(self) -> bool:
+        """Whether XLA should get the steps and the members one by one.
+
+        Its CPU backend takes another path for convolutions inside a loop, and for those of several members at once:
+        about 20 and 4 times slower for the small CIFAR-10 network (`python -m experiments overhead` measures it).
+        """
+        return self.placement.on_cpu() and self.functions.convolves
+
+    @functools.cached_property
+    def _steps_per_call(self) -> int:
+        train = self.config.train
+        return train.steps_per_call or (1 if self._slow_in_loops else train.record_every)
+
+    @functools.cached_property
+    def _groups(self) -> list[training.Member]:
+        """The members, in groups that make one call."""
+        size = self.config.train.members_per_call or (1 if self._slow_in_loops else len(self.members))
+        starts = range(0, len(self.members), size)
+        return [self.placement.replicate(training.as_arrays(self.members[start : start + size])) for start in starts]
+
+    @functools.cached_property
+    def _init(self) -> Callable[..., State]:
+        return self._jit(self.functions.init, (0, None))
+
+    @functools.cached_property
+    def _order(self) -> Callable[..., jax.Array]:
+        return self._jit(self.functions.order, (0, None))
+
+    @functools.cached_property
+    def _advance(self) -> Callable[..., tuple[State, jax.Array]]:
+        member, state = self._groups[0], self.states[0]
+        rows = self._orders(member, state.step[0])[0]
+        jitted = self._jit(self.functions.advance, (0, 0, None, 0), donate_argnums=0)
+        return jitted.lower(state, member, self.placement.train, rows).compile()
+
+    @functools.cached_property
+    def _evaluate(self) -> Callable[..., dict[str, jax.Array]]:
+        return self._jit(self.functions.evaluate, (0, None, None))
+
+    @functools.cached_property
+    def _statistics(self) -> Callable[..., Any]:
+        return self._jit(self.functions.statistics, (0, 0))
+
+    def _jit(self, function: Callable[..., Any], in_axes: Any, **options: Any) -> Any:
+        return jax.jit(jax.vmap(function, in_axes=in_axes), out_shardings=self.placement.everywhere, **options)
+
+
+def build(experiment: Experiment) -> dict[str, Arm]:
+    """The arms of an experiment; a data set that several of them train on lies on the devices once.
+
+    Raises:
+        ConfigError: the data set cannot be read, or something does not fit.
+    """
+    place = functools.cache(lambda config, devices: Placement(data.load(config), devices))
+    return {name: Arm(arm, place(arm.data, device_count(arm))) for name, arm in experiment.arms.items()}
+
+
+def _joined(values: Any) -> np.ndarray:
+    return np.concatenate([np.asarray(value) for value in values])

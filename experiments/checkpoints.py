@@ -1,0 +1,135 @@
+"""Saving states and coming back to them: in the background, atomic, and checked against damage.
+
+Orbax writes each checkpoint to a folder, which gets its name when it is complete. Beside the arrays lies a digest of
+them, since a damaged file may still be readable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments.errors import RunError
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells about every step of every save
+
+
+class Checkpoints:
+    """The checkpoints of a run, by step; the newest `keep` of them are kept."""
+
+    def __init__(self, path: Path, keep: int):
+        self.path = path.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        with self._errors("cannot be opened"):
+            self._manager = ocp.CheckpointManager(self.path, options=options)
+
+    def steps(self) -> list[int]:
+        """The steps of what is saved, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def last(self) -> Path | None:
+        """The newest, once all that is being saved is there."""
+        with self._errors("cannot be written"):
+            self._manager.wait_until_finished()
+        return self.path / str(self.steps()[0]) if self.steps() else None
+
+    def save(self, step: int, tree: Any) -> None:
+        """Save a tree of NumPy arrays, in the background.
+
+        Raises:
+            RunError: it cannot be written, or the one before could not.
+        """
+        arrays = _named(tree)
+        contents = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave({"digest": _digest(arrays)})
+        )
+        with self._errors("cannot be written"):
+            self._manager.save(step, args=contents)
+
+    def restore(self, like: Any, accept: Callable[[int], str | None]) -> tuple[int | None, Any, list[str]]:
+        """The newest checkpoint that is whole.
+
+        Arguments:
+            like: a tree of the same structure, with shapes and dtypes.
+            accept: says of a step why it cannot be gone on from, or None.
+
+        Returns:
+            Its step and tree, None and None where there is none; and what to tell the user of those that were passed
+            over, whose folders got names that begin with "damaged".
+        """
+        notes: list[str] = []
+        for step in self.steps():
+            try:
+                if (reason := accept(step)) is not None:
+                    raise ValueError(reason)
+                return step, self._read(step, like), notes
+            except Exception as error:  # whatever a damaged file leads to
+                cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                notes.append(f"the checkpoint at step {step} is damaged and was put aside ({cause[:200]})")
+                self._put_aside(step)
+        return None, None, notes
+
+    def close(self) -> None:
+        """Wait for what is being saved.
+
+        Raises:
+            RunError: it could not be written.
+        """
+        with self._errors("cannot be written"):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def _read(self, step: int, like: Any) -> Any:
+        names = _named(like)
+        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        contents = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=as_numpy), about=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=contents)
+        arrays = restored["state"]
+        shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        if shapes != {name: (array.shape, array.dtype) for name, array in names.items()}:
+            raise ValueError("it holds other arrays")
+        if _digest(arrays) != restored["about"]["digest"]:
+            raise ValueError("its arrays are not those that were saved")
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in names])
+
+    def _put_aside(self, step: int) -> None:
+        folder = self.path / str(step)
+        for number in range(1000):
+            aside = self.path / f"damaged-{step}-{number}"
+            if not aside.exists():
+                folder.rename(aside)
+                break
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of the file system, in the words of whichever library met it
+            raise RunError(
+                f"{self.path}: a checkpoint {what}: {error}; make room or change permissions, and go on with --resume"
+            ) from error
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves by their paths, in the tree's order: what others can read without this code."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

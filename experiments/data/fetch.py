@@ -1,0 +1,155 @@
+"""Downloading data sets: whole and checked, or not at all."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pooch
+import requests
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from experiments.data import SOURCES, files
+from experiments.data.source import Download, Source
+from experiments.errors import ConfigError
+from experiments.tables import unknown
+
+_TIMEOUT = 30  # seconds without a byte
+_HEADERS = {"Accept-Encoding": "identity"}  # the file as it is, not unpacked on the way
+
+
+def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = print) -> Path | None:
+    """Download the files of a data set that are missing or damaged; the folder that has them, None if it needs none.
+
+    Arguments:
+        name: a key of `SOURCES`.
+        folder: the folder of data sets; the set gets its own in it. By default `WN_JAX_DATA`, else the user's cache.
+        say: is told what happens.
+
+    Raises:
+        ConfigError: there is no such data set, no mirror serves a whole file, or the folder cannot be written.
+    """
+    if name not in SOURCES:
+        raise ConfigError(unknown("data set", name, SOURCES))
+    source = SOURCES[name]
+    if not source.downloads:
+        say(f"{name} needs no download")
+        return None
+    base = folder or files.folders(None)[0]
+    target = base / source.folder
+    for place in (target, base):
+        if all(_whole(source, download, place) for download in source.downloads):
+            say(f"{name} is already there: {place}")
+            return place
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for download in source.downloads:
+            if _whole(source, download, target):
+                continue
+            # On the target's file system, where a move is all or nothing.
+            with tempfile.TemporaryDirectory(dir=base, prefix=".fetch-") as temporary:
+                _install(_obtain(source, download, Path(temporary), say), target)
+    except OSError as error:
+        raise ConfigError(
+            f"{target}: cannot be written: {error}; make room or get permission, or choose another folder, "
+            "such as by setting WN_JAX_DATA"
+        ) from None
+    say(f"{name} is in {target}")
+    return target
+
+
+def _whole(source: Source, download: Download, folder: Path) -> bool:
+    try:
+        for file in download.files:
+            files.read(source, folder, file)
+    except ConfigError:
+        return False
+    return True
+
+
+def _obtain(source: Source, download: Download, folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """The checked files of `download`, below `folder`, from the first mirror that serves them whole."""
+    failures = []
+    for url in download.urls:
+        say(f"downloading {url}")
+        try:
+            content = _retrieve(url, source, download, folder)
+            return [files.read(source, content, file).path for file in download.files]
+        except requests.RequestException as error:  # one of OSError's, but of the mirror, not of the disk
+            failures.append(f"  {url}: {_cause(error)}")
+        except (ValueError, EOFError, tarfile.TarError) as error:
+            failures.append(f"  {url}: damaged: {error}")
+    raise ConfigError(
+        f"{source.name}: {download.name} cannot be downloaded:\n"
+        + "\n".join(failures)
+        + "\ntry again later, or get the file by other means and set data.dir to the folder with "
+        + ", ".join(file.name for file in download.files)
+    )
+
+
+def _retrieve(url: str, source: Source, download: Download, folder: Path) -> Path:
+    """Download and unpack; the folder with the files. What does not have the known checksum, pooch removes."""
+    unpack = None
+    if download.name.endswith(".tar.gz"):
+        unpack = pooch.Untar(members=[f"{source.folder}/{file.name}" for file in download.files], extract_dir=".")
+    pooch.get_logger().setLevel(logging.WARNING)  # `say` has said it
+    with _bar(download.name) as bar:
+        downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=_TIMEOUT, headers=_HEADERS)
+        pooch.retrieve(url, f"md5:{download.md5}", download.name, folder, unpack, downloader)
+    return folder / source.folder if unpack else folder
+
+
+def _cause(error: requests.RequestException) -> str:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"HTTP {error.response.status_code} {error.response.reason}"
+    # urllib3's own error, and below the pool of connections that it tells of, the reason.
+    inner = error.args[0] if error.args else error
+    reason = getattr(inner, "reason", None) or inner
+    return str(reason.args[0] if isinstance(reason, Exception) and reason.args else reason)
+
+
+def _install(paths: list[Path], target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    for path in paths:
+        path.chmod(0o644)  # a download is private to its user, and the folder may be shared
+        path.replace(target / path.name)
+        plain = path.name.removesuffix(".gz")
+        for damaged in {plain, f"{plain}.gz"} - {path.name}:  # which would be read in place of the new one
+            (target / damaged).unlink(missing_ok=True)
+
+
+class _Bar:
+    """What pooch asks of a progress bar."""
+
+    def __init__(self, progress: Progress, name: str):
+        self._progress, self._task = progress, progress.add_task(name, total=None)
+
+    @property
+    def total(self) -> float | None:
+        return self._progress.tasks[0].total
+
+    @total.setter
+    def total(self, size: int) -> None:
+        self._progress.update(self._task, total=size or None)
+
+    def update(self, size: int) -> None:
+        self._progress.advance(self._task, size)
+
+    def reset(self) -> None:
+        self._progress.update(self._task, completed=0)
+
+    def close(self) -> None:
+        """The context that made the bar ends it."""
+
+
+@contextmanager
+def _bar(name: str) -> Iterator[_Bar]:
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        yield _Bar(progress, name)

@@ -1,0 +1,169 @@
+"""Optimizers: any of optax's, by name, with a schedule, clipping and weight decay by label."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+import pydantic
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+import wn_jax as wn
+from experiments.parametrizations import is_frozen
+from experiments.tables import CountOrZero, Table, sequence, unknown
+
+Option = bool | int | float | str
+Label = Literal["g", "v", "weight", "other"]
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def _rates(value: Any) -> Any:
+    if isinstance(value, list | tuple) and not value:
+        raise ValueError("is an empty list; give one number, or several for a sweep")
+    return sequence(value if isinstance(value, list | tuple) else [value])
+
+
+class OptimizerConfig(Table):
+    """An optimizer of optax and what is around it.
+
+    `name` is a function of `optax` or `optax.contrib` that takes a learning rate, and `options` its further arguments.
+    A list of learning rates makes a sweep. `second_half` gives options other values from the middle of training on, as
+    the paper's code does with Adam's first moment. `weight_decay` is decoupled (as AdamW's), a rate for each label:
+    `g` and `v` of weight-normalized weights, other `weight`s (two axes or more), and what is left (`other`).
+    """
+
+    name: str
+    learning_rate: Annotated[tuple[PositiveFloat, ...], pydantic.BeforeValidator(_rates)]
+    options: dict[str, Option] = Field(default_factory=dict)
+    second_half: dict[str, float] = Field(default_factory=dict)
+    schedule: Literal["constant", "linear_second_half", "cosine"] = "constant"
+    warmup_steps: CountOrZero = 0
+    clip_norm: PositiveFloat | None = None
+    weight_decay: dict[Label, NonNegativeFloat] = Field(default_factory=dict)
+
+    @pydantic.model_validator(mode="after")
+    def _can_be_built(self) -> OptimizerConfig:
+        if len(set(self.learning_rate)) < len(self.learning_rate):
+            raise ValueError(f"learning_rate: {list(self.learning_rate)} names a rate twice")
+        allowed = _options(self.name)
+        for key in (*self.options, *self.second_half):
+            if key not in allowed:
+                raise ValueError(f"{unknown('option', key, allowed)} of optax's {self.name}")
+        _try_out(self)
+        return self
+
+
+def build(
+    config: OptimizerConfig, learning_rate: float | jax.Array, steps: int, steps_per_epoch: int
+) -> optax.GradientTransformation:
+    """The optimizer for one learning rate, which may be traced. `steps` is the length of training."""
+    factor = schedule(config, steps, steps_per_epoch)
+
+    def rate(count: jax.Array) -> jax.Array:
+        return learning_rate * factor(count)
+
+    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    parts.append(_named(config, rate, steps))
+    if any(config.weight_decay.values()):
+        parts.append(_decay(config.weight_decay, rate))
+    parts.append(optax.masked(optax.set_to_zero(), is_frozen))
+    return optax.chain(*parts)
+
+
+def schedule(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> Schedule:
+    """The factor on the learning rate, as a function of the step.
+
+    `linear_second_half` is the paper's: 1 in the first half of training, then linearly to 0, a step an epoch.
+    """
+
+    def factor(count: jax.Array) -> jax.Array:
+        warmup = jnp.minimum((count + 1) / (config.warmup_steps + 1), 1)
+        if config.schedule == "linear_second_half":
+            epoch = (count // steps_per_epoch).astype(jnp.float32)
+            return warmup * jnp.clip(2 - 2 * epoch * steps_per_epoch / steps, 0, 1)
+        if config.schedule == "cosine":
+            return warmup * (1 + jnp.cos(jnp.pi * count / steps)) / 2
+        return warmup
+
+    return factor
+
+
+def _named(config: OptimizerConfig, rate: Schedule, steps: int) -> optax.GradientTransformation:
+    make = _functions()[config.name]
+    if not config.second_half:
+        return make(rate, **config.options)
+    switched = {name: _switched(config, name, steps) for name in config.second_half}
+    static = [name for name, value in config.options.items() if isinstance(value, bool | str)]
+    return optax.inject_hyperparams(make, static_args=static)(rate, **{**config.options, **switched})
+
+
+def _switched(config: OptimizerConfig, name: str, steps: int) -> Schedule:
+    first = config.options.get(name, inspect.signature(_functions()[config.name]).parameters[name].default)
+    return lambda count: jnp.where(2 * count < steps, first, config.second_half[name])
+
+
+def _decay(decay: Mapping[Label, float], rate: Schedule) -> optax.GradientTransformation:
+    """Adds `-rate * decay * parameter` to the updates."""
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        step = rate(state.count)
+
+        def decayed(label: Label, update: jax.Array, param: jax.Array) -> jax.Array:
+            return update - step * decay.get(label, 0.0) * param
+
+        updates = jax.tree.map(decayed, labels(params), updates, params)
+        return updates, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(lambda _: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
+
+
+def labels(params: Any) -> Any:
+    """The label of each leaf for weight decay; None, which no rate has, where it is frozen."""
+
+    def refine(label: str, leaf: jax.Array, frozen: bool) -> str:
+        if frozen:
+            return "frozen"
+        return "weight" if label == "other" and leaf.ndim > 1 else label
+
+    return jax.tree.map(refine, wn.labels(params), params, is_frozen(params))
+
+
+def _functions() -> dict[str, Callable[..., Any]]:
+    """optax's optimizers by name: the functions that take a learning rate first.
+
+    Those that are free of schedules are left out, as they are evaluated at other parameters than the trained ones.
+    """
+    functions = {**vars(optax.contrib), **vars(optax)}
+    return {
+        name: value
+        for name, value in functions.items()
+        if inspect.isfunction(value)
+        and not name.startswith(("_", "scale_by_", "schedule_free_"))
+        and next(iter(inspect.signature(value).parameters), None) == "learning_rate"
+    }
+
+
+def _options(name: str) -> list[str]:
+    functions = _functions()
+    if name not in functions:
+        raise ValueError(unknown("optimizer", name, sorted(functions)))
+    return list(inspect.signature(functions[name]).parameters)[1:]
+
+
+def _try_out(config: OptimizerConfig) -> None:
+    """Builds the optimizer and traces a step of it, so that what cannot work is an error before anything runs."""
+
+    def step(params: Any) -> Any:
+        optimizer = build(config, config.learning_rate[0], steps=2, steps_per_epoch=1)
+        return optimizer.update(params, optimizer.init(params), params)
+
+    like = {"weight": jax.ShapeDtypeStruct((3, 2), jnp.float32), "other": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    try:
+        jax.eval_shape(step, like)
+    except Exception as error:  # optax raises what Python happens to raise
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"optax's {config.name} does not work with these options: {cause}") from None

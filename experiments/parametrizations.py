@@ -1,0 +1,99 @@
+"""How a model's weights are written: as they are, weight-normalized, or with a scale that stays.
+
+To add one, write a function below and name it in `Name` and `rewrite`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+import wn_jax as wn
+
+Name = Literal["plain", "weight_norm", "frozen_scale"]
+Axes = dict[str, tuple[int, ...]]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("v", "scale"), meta_fields=("axes",))
+@dataclasses.dataclass(frozen=True, eq=False)
+class FrozenScale:
+    """A weight `scale * v` of which only `v` is trained. `scale` has a number for each feature, as `WeightNorm.g`.
+
+    So the paper's code initializes its network without weight normalization from data: `v` keeps the size that it was
+    drawn with, which is what the step size of Adam is relative to.
+    """
+
+    v: Any
+    scale: Any
+    axes: tuple[int, ...]
+
+    def weight(self) -> jax.Array:
+        """The weight."""
+        v, scale = self.factors()
+        return (v * scale).astype(v.dtype)
+
+    def factors(self) -> tuple[jax.Array, jax.Array]:
+        """`v` and the scale, which no gradient reaches."""
+        return self.v, jax.lax.stop_gradient(self.scale)
+
+
+def rewrite(name: Name, params: Any, axes: Axes, from_data: Callable[[Any], Any] | None) -> Any:
+    """The parameters with their weights written so.
+
+    Arguments:
+        name: the parametrization.
+        params: plain parameters.
+        axes: the reduction axes of the weights, as `wn.infer_axes` gives them.
+        from_data: sets the magnitudes and biases of a tree with `WeightNorm` nodes, or None.
+    """
+    if name == "plain":
+        return params
+    nodes = wn.reparameterize(params, axes)
+    if from_data is not None:
+        nodes = from_data(nodes)
+    return nodes if name == "weight_norm" else _map_nodes(_freeze, nodes)
+
+
+def is_frozen(params: Any) -> Any:
+    """The structure of `params` with True at the leaves that are not trained."""
+
+    def mark(x: Any) -> Any:
+        return dataclasses.replace(x, v=False, scale=True) if isinstance(x, FrozenScale) else False
+
+    return jax.tree.map(mark, params, is_leaf=lambda x: isinstance(x, FrozenScale))
+
+
+def vectors(params: Any, axes: Axes) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """By path of the weight: the norms of the vectors that are trained in its place, and of the weight's own vectors.
+
+    Both have a number for each feature, their reduced axes kept.
+    """
+    is_leaf = lambda x: isinstance(x, wn.WeightNorm | FrozenScale)  # noqa: E731
+    pairs = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_leaf)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
+    return {path: _vectors(leaves[path], reduced) for path, reduced in axes.items()}
+
+
+def _vectors(leaf: Any, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    trained = leaf.v if isinstance(leaf, wn.WeightNorm | FrozenScale) else leaf
+    norm = jnp.sqrt(jnp.sum(jnp.square(trained), axis=axes, keepdims=True))
+    if isinstance(leaf, wn.WeightNorm):
+        return norm, abs(leaf.g)
+    return norm, norm * abs(leaf.scale) if isinstance(leaf, FrozenScale) else norm
+
+
+def _freeze(node: Any) -> FrozenScale:
+    v, scale = node.factors()
+    return FrozenScale(v, scale, node.axes)
+
+
+def _map_nodes(function: Callable[[Any], Any], params: Any) -> Any:
+    def apply(x: Any) -> Any:
+        return function(x) if isinstance(x, wn.WeightNorm) else x
+
+    return jax.tree.map(apply, params, is_leaf=lambda x: isinstance(x, wn.WeightNorm))

@@ -1,0 +1,60 @@
+"""What runs showed: a table, pictures, and a page that holds everything that it took."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from experiments.report import charts, curves, files, summary
+from experiments.report.page import page
+from experiments.report.runs import Run, read_all
+from experiments.report.summary import Row, summarize
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was found and where it was written; `table` is for the terminal."""
+
+    rows: list[Row]
+    table: Table
+    summary: Path
+    curves: Path
+    page: Path
+
+
+def report(paths: Iterable[Path], out: Path | None = None) -> Report:
+    """Report on run folders: write `summary.json`, `curves.png` and `report.html`.
+
+    Arguments:
+        paths: the run folders.
+        out: where to write. Default: into the run folder, of several into `report`.
+
+    Raises:
+        ConfigError: a run folder cannot be read, or the report not written.
+    """
+    runs = read_all(paths)
+    rows = summarize(runs)
+    folder = out or (runs[0].path if len(runs) == 1 else Path("report"))
+    written = Report(
+        rows=rows,
+        table=summary.table(rows, _heading(runs)),
+        summary=folder / "summary.json",
+        curves=folder / "curves.png",
+        page=folder / "report.html",
+    )
+    summary.write_summary(rows, written.summary)
+    curves.write_png(charts.over_time(runs, rows), _heading(runs), written.curves)
+    files.write(written.page, page(runs, rows, _heading(runs)))
+    return written
+
+
+def _heading(runs: Sequence[Run]) -> str:
+    if len(runs) > 1:
+        return f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
+    (run,) = runs
+    steps = max(int(curve.metrics["train_loss"].steps[-1]) for curve in run.curves)
+    seeds = max(len(curve.nonfinite) for curve in run.curves)
+    return f"{run.title}: {steps} steps, {seeds} seed{'s' * (seeds > 1)}"

@@ -1,0 +1,156 @@
+"""Drawing panels with matplotlib, and `curves.png`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from experiments.report import files
+from experiments.report.charts import Chart, Line, Panel
+
+# Okabe & Ito's palette, which people with any colour vision can tell apart; with as many dashes, 28 looks.
+COLOURS = ("#111111", "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#009e73", "#cc79a7")
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1, 1.5), (6, 2, 1, 2))
+INK, FAINT = "#444444", "#dddddd"
+
+
+def write_png(charts: Sequence[Chart], heading: str, path: Path) -> None:
+    """All panels of the charts side by side in one picture."""
+    panels = [panel for chart in charts for panel in chart.panels]
+    with styled():
+        figure = Figure(figsize=(5.5 * len(panels), 4.4), layout="constrained")
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            draw(axes, panel)
+        figure.suptitle(heading)
+        handles = {line.label: _handle(line) for panel in panels for line in panel.lines}
+        widest = max(map(len, handles)) + 6  # its sample of the line is about six characters wide
+        per_row = max(1, min(len(handles), 85 * len(panels) // widest))
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=per_row, frameon=False)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150)
+    files.write(path, picture.getvalue())
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """The look of every figure. Colours are exact, as `svg` turns them into those of the page."""
+    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    settings: Any = {
+        **dict.fromkeys(inked, INK),
+        **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.axisbelow": True},
+        **{"grid.color": FAINT, "grid.linewidth": 0.6, "font.size": 10},
+        **{"svg.fonttype": "none", "text.parse_math": False},  # text stays text, and $ in a name a $
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def draw(axes: Axes, panel: Panel) -> None:
+    """A panel on axes."""
+    axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
+    axes.grid(True)
+    finite = np.concatenate([line.mean[np.isfinite(line.mean)] for line in panel.lines])
+    if not len(finite):
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center")
+    elif panel.log_y and (finite > 0).all():
+        axes.set_yscale("log")
+    if panel.log_x:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(0, max((line.x.max() for line in panel.lines if len(line.x)), default=1))
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+    for line in panel.lines:
+        (_draw_points if panel.points else _draw_line)(axes, line)
+    for row, line in enumerate(line for line in panel.lines if line.lost):
+        _draw_lost(axes, line, row)
+    for target in panel.targets if len(finite) else ():
+        axes.axhline(target, color=INK, linestyle=(0, (1, 2)), linewidth=1)
+        style: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points", "size": 9}
+        axes.annotate(f"target {target:g}", (0, target), xycoords=("axes fraction", "data"), **style)
+    _plain_ticks(axes)
+
+
+def share(figures: Sequence[Axes]) -> None:
+    """The same limits on all axes."""
+    for limits, set_ in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
+        low, high = zip(*(getattr(axes, limits)() for axes in figures), strict=True)
+        for axes in figures:
+            getattr(axes, set_)(min(low), max(high))
+    for axes in figures:
+        _plain_ticks(axes)
+
+
+def _draw_line(axes: Axes, line: Line) -> None:
+    colour, dashes = look(line)
+    axes.plot(line.x, line.mean, color=colour, dashes=dashes or (None, None), linewidth=1.6)
+    if len(line.x) == 1:  # a line needs two points
+        axes.plot(line.x, line.mean, color=colour, marker="o", markersize=5, clip_on=False)
+    if line.ends and len(line.x):
+        axes.plot(line.x[-1:], line.mean[-1:], color=colour, marker="x", markersize=8, markeredgewidth=2, clip_on=False)
+    if line.error.any():
+        lower = line.mean - line.error
+        if axes.get_yscale() == "log":
+            lower = np.maximum(lower, line.mean / 10)  # a band must stay above 0
+        axes.fill_between(line.x, lower, line.mean + line.error, color=colour, alpha=0.18, linewidth=0)
+
+
+def _draw_points(axes: Axes, line: Line) -> None:
+    colour, dashes = look(line)
+    error = np.array([line.error, line.error])
+    if axes.get_yscale() == "log":
+        error[0] = np.minimum(error[0], 0.9 * line.mean)
+    bars: dict[str, Any] = {"elinewidth": 1.2, "capsize": 2.5, "marker": "o", "markersize": 4.5, "linewidth": 1.4}
+    axes.errorbar(line.x, line.mean, error, color=colour, dashes=dashes or (None, None), **bars)
+    if line.chosen is not None:
+        star = line.mean[line.x == line.chosen]
+        axes.plot(
+            [line.chosen], star, color=colour, marker="*", markersize=14, markeredgecolor=INK, markeredgewidth=0.6
+        )
+
+
+def _draw_lost(axes: Axes, line: Line, row: int) -> None:
+    """Open circles above the axes, a row for each line, with how many seeds diverged."""
+    height = 1.03 + 0.055 * row
+    across = axes.get_xaxis_transform()  # data along the axis, a fraction of the axes in height
+    circle: dict[str, Any] = {"marker": "o", "markersize": 5, "markerfacecolor": "none", "clip_on": False}
+    note: dict[str, Any] = {"textcoords": "offset points", "annotation_clip": False, "va": "center", "size": 8}
+    for x, count in line.lost:
+        axes.plot([x], [height], color=look(line)[0], transform=across, **circle)
+        axes.annotate(count, (x, height), xytext=(5, 0), xycoords=across, **note)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Ticks as plain numbers, at 1, 2 and 5 where the logarithmic axis has room for them."""
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() != "log":
+            continue
+        low, high = axis.get_view_interval()
+        decades = math.log10(high / low)
+        subs = (1.0,) if decades > 3 else (1.0, 2.0, 5.0)
+        axis.set_major_locator(ticker.LogLocator(subs=subs) if decades > 0.7 else ticker.MaxNLocator(5))
+        axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def look(line: Line) -> tuple[str, tuple[float, ...]]:
+    return COLOURS[line.style % len(COLOURS)], DASHES[line.style // len(COLOURS) % len(DASHES)]
+
+
+def _handle(line: Line) -> Line2D:
+    colour, dashes = look(line)
+    handle = Line2D([], [], color=colour, linewidth=2)
+    if dashes:
+        handle.set_dashes(dashes)
+    return handle

@@ -1,0 +1,105 @@
+"""The report as one HTML page that needs nothing else: no network, no other file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+
+from experiments.report import charts, summary, svg
+from experiments.report.charts import Chart
+from experiments.report.curves import COLOURS, DASHES
+from experiments.report.runs import Run
+from experiments.report.summary import Row
+
+_POINTS = 3000  # of all lines of a figure together: more than the picture has pixels across, and small enough to send
+
+
+def page(runs: Sequence[Run], rows: Sequence[Row], heading: str) -> str:
+    """The page's HTML."""
+    figures = [*charts.over_time(runs, rows, _POINTS), *charts.sweep(runs, rows), *charts.layers(runs, rows, _POINTS)]
+    loader = jinja2.PackageLoader(__package__, package_path=".")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.jinja").render(
+        heading=heading,
+        runs=[_how_made(run) for run in runs],
+        incomplete=[sentence for run in runs for sentence in _incomplete(run)],
+        columns=summary.columns(rows),
+        caption=summary.caption(rows),
+        figures=[{"chart": chart, "pictures": svg.pictures(chart), "legend": _legend(chart)} for chart in figures],
+        diverged=[sentence for run in runs for sentence in _diverged(run)],
+        sweep=any(row.chosen for row in rows),
+        spread=any(row.seeds > 1 for row in rows),
+    )
+
+
+def _legend(chart: Chart) -> list[dict[str, Any]]:
+    """An entry for each look, in the order of the lines."""
+    lines = {(line.label, line.style): line for panel in chart.panels for line in panel.lines}
+    return [
+        {
+            "label": line.label,
+            "series": line.style % len(COLOURS),
+            "dashes": " ".join(f"{2 * dash:g}" for dash in DASHES[line.style // len(COLOURS) % len(DASHES)]),
+        }
+        for line in lines.values()
+    ]
+
+
+def _incomplete(run: Run) -> list[str]:
+    """A sentence where a run has not come to its end."""
+    reached = min(int(curve.metrics["train_loss"].steps[-1]) for curve in run.curves)
+    if run.steps is None or reached >= run.steps:
+        return []
+    return [f"{run.name} is not complete: its last common record is that of step {reached} of {run.steps}."]
+
+
+def _diverged(run: Run) -> list[str]:
+    """A sentence for each curve of which seeds diverged: which seeds, and when."""
+    sentences = []
+    for curve in run.curves:
+        when: dict[int, list[str]] = {}
+        for seed, step in enumerate(curve.nonfinite, run.first_seed):
+            if step is not None:
+                when.setdefault(step, []).append(str(seed))
+        if when:
+            count = sum(map(len, when.values()))
+            places = [
+                f"at step {step} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+                for step, seeds in sorted(when.items())
+            ]
+            sentences.append(f"{curve.label}: {summary.diverged(count, len(curve.nonfinite))}: {'; '.join(places)}.")
+    return sentences
+
+
+def _how_made(run: Run) -> dict[str, Any]:
+    """What a run took: its name, facts to list, and its config."""
+    first = run.environment
+    facts = {**_facts(first), "Packages": _packages(first)}
+    for number, later in enumerate(first.get("resumed", []), 1):
+        changed = {name: text for name, text in _facts(later).items() if text != facts[name]}
+        facts[f"Went on, {number}"] = "; ".join(f"{name.lower()}: {text}" for name, text in changed.items())
+    return {"name": run.name, "title": run.title, "facts": facts, "config": run.config}
+
+
+def _facts(environment: dict[str, Any]) -> dict[str, str]:
+    cpus = environment.get("cpus", "unknown")
+    return {
+        "Started": _known(environment.get("started")),
+        "Command": _known(environment.get("command")),
+        "Commit": _known(environment.get("commit")),
+        "Hardware": f"{', '.join(map(str, environment.get('devices', []))) or 'unknown'}; CPUs: {cpus}",
+        "Platform": _known(environment.get("platform")),
+        "Python": _known(environment.get("python")),
+    }
+
+
+def _packages(environment: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in environment.get("packages", {}).items()) or "unknown"
+
+
+def _known(value: Any) -> str:
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,217 @@
+"""The folder of a run, which one process at a time works in, and which a killed run can go on in.
+
+It holds `config.toml` (the resolved config; it runs again), `environment.json`, `metrics.jsonl` (what was learned, the
+same in each run of a config on a machine), `times.jsonl` (how long it took) and `checkpoints/`. A line is written and
+flushed whole; what came after the newest checkpoint is cut off when a run goes on, and computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import filelock
+import tomli_w
+
+from experiments import toml_file
+from experiments.checkpoints import Checkpoints
+from experiments.config import Experiment
+from experiments.environment import environment
+from experiments.errors import ConfigError, RunError
+from experiments.tensorboard import EventFiles
+
+Record = dict[str, Any]
+_LOCK, _CONFIG, _ENVIRONMENT = ".lock", "config.toml", "environment.json"
+_ELSEWHERE = "choose another folder with --out"
+
+
+class RunFolder:
+    """An open run folder: made new, or with `resume` one that holds the same experiment."""
+
+    def __init__(self, path: Path, experiment: Experiment, resume: bool = False, tensorboard: bool = False):
+        check(path, experiment, resume)
+        self.path = path
+        self._experiment, self._tensorboard = experiment, tensorboard
+        self._files: dict[str, TextIO] = {}
+        self._events: EventFiles | None = None
+        with contextlib.ExitStack() as stack, _readable(path):
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_lock(path))
+            check(path, experiment, resume)  # again, now that nobody else can change it
+            _write(path / _ENVIRONMENT, json.dumps(_environments(path), indent=2) + "\n")
+            if not (path / _CONFIG).exists():
+                _write(path / _CONFIG, tomli_w.dumps(toml_file.to_dict(experiment)))
+            self.checkpoints = Checkpoints(path / "checkpoints", experiment.train.keep_checkpoints)
+            self._open = stack.pop_all()
+
+    def begin(self, like: Any) -> tuple[int, Any, list[str]]:
+        """Where to begin: the step and the states of the newest whole checkpoint, or 0 and None.
+
+        The records after it are cut off. `like` has the structure and shapes of the states. The third value is what
+        to tell the user.
+        """
+        step, tree, notes = self.checkpoints.restore(like, self._missing_records)
+        with _readable(self.path):
+            for name in ("metrics.jsonl", "times.jsonl"):
+                kept = [record for record in read_records(self.path / name) if record["step"] <= (step or 0)]
+                _write(self.path / name, "".join(_line(record) for record in kept))
+                self._files[name] = self._open.enter_context((self.path / name).open("a", encoding="utf-8"))
+        if self._tensorboard:
+            events = EventFiles(self.path / "tensorboard", (step or 0) + 1, self._experiment.train.first_seed)
+            self._events = self._open.enter_context(contextlib.closing(events))
+        return step or 0, tree, notes
+
+    def write(self, record: Record) -> None:
+        """Append a record of what was learned."""
+        self._append("metrics.jsonl", record)
+        with self._full_disk():
+            if self._events:
+                self._events.write(record)
+
+    def write_time(self, record: Record) -> None:
+        """Append a record of how long it took."""
+        self._append("times.jsonl", record)
+
+    def save(self, step: int, tree: Any) -> None:
+        """Save the states after `step`, whose records are written, in the background."""
+        with self._full_disk():
+            for file in self._files.values():
+                os.fsync(file.fileno())
+        self.checkpoints.save(step, tree)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._open, contextlib.nullcontext() if kind is None else contextlib.suppress(RunError):
+            self.checkpoints.close()
+
+    def _append(self, name: str, record: Record) -> None:
+        with self._full_disk():
+            self._files[name].write(_line(record))
+            self._files[name].flush()
+
+    @contextlib.contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self.path}: {error}; make room, and go on with --resume") from None
+
+    def _missing_records(self, step: int) -> str | None:
+        """Why no run can go on from the checkpoint at `step`: metrics that were lost with the machine's power."""
+        train = self._experiment.train
+        for arm, config in self._experiment.arms.items():
+            records = [r for r in read_records(self.path / "metrics.jsonl") if r["arm"] == arm and r["step"] <= step]
+            if len(records) != len(config.optimizer.learning_rate) * (step // train.record_every):
+                return f"metrics.jsonl lacks records of {arm} before it"
+        return None
+
+
+def check(path: Path, experiment: Experiment, resume: bool) -> None:
+    """That the experiment can run in this folder; nothing is written.
+
+    Raises:
+        ConfigError: it holds something else, or a run without `resume`, or one of another config.
+    """
+    try:
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: is a file; {_ELSEWHERE}")
+        found = {entry.name for entry in path.iterdir()} if path.exists() else set()
+        stored = toml_file.load(path / _CONFIG) if _CONFIG in found else None
+    except OSError as error:
+        raise ConfigError(f"{path}: the run folder cannot be used: {error}; {_ELSEWHERE}") from None
+    if stored is None:
+        if {name for name in found if not name.endswith(_UNFINISHED)} - {_LOCK, _ENVIRONMENT, "checkpoints"}:
+            raise ConfigError(f"{path}: already exists, is not empty and holds no run; {_ELSEWHERE}")
+    elif not resume:
+        raise ConfigError(f"{path}: holds a run already; go on with it by --resume, or {_ELSEWHERE}")
+    elif differences := _differences(_comparable(stored), _comparable(experiment)):
+        raise ConfigError(
+            f"{path}: holds a run of another config, so it cannot go on with this one; "
+            f"{'; '.join(differences)}. Change it back, or {_ELSEWHERE}"
+        )
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a file of JSON lines, less a last one that a crash cut off; none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+_UNFINISHED = ".unfinished"
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing."""
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _environments(path: Path) -> dict[str, Any]:
+    """The environment of the first process; those that went on with its run are in a list in it."""
+    with contextlib.suppress(OSError, ValueError):
+        first = json.loads((path / _ENVIRONMENT).read_text(encoding="utf-8"))
+        return {**first, "resumed": [*first.get("resumed", []), environment()]}
+    return environment()
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """The folder for this process alone. The system takes the lock back from a process that is killed."""
+    try:
+        with filelock.FileLock(path / _LOCK, timeout=0):
+            yield
+    except filelock.Timeout:
+        raise ConfigError(f"{path}: another process is working in it; wait for it, or {_ELSEWHERE}") from None
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: the run folder cannot be written: {error}; {_ELSEWHERE}") from None
+
+
+def _line(record: Record) -> str:
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: those become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _comparable(experiment: Experiment) -> dict[str, Any]:
+    """Every key of an experiment by its dotted name, less where the data lies: its content is checked."""
+    flat: dict[str, Any] = {}
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                walk(item, f"{name}.{key}" if name else key)
+        elif not name.endswith(".data.dir"):
+            flat[name] = value
+
+    walk(experiment.model_dump(mode="json"), "")
+    return flat
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    keys = dict.fromkeys([*there, *here])
+    return [
+        f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"
+        for key in keys
+        if there.get(key) != here.get(key)
+    ]

@@ -1,0 +1,38 @@
+"""What all tables of a config have in common."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import pydantic
+from pydantic import Field
+
+# JAX counts steps and seeds in 32 bits.
+Count = Annotated[int, Field(gt=0, lt=2**31)]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Table(pydantic.BaseModel):
+    """A table of a config file: typed strictly, unknown keys refused."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def sequence(value: Any) -> Any:
+    """TOML's arrays as tuples, for fields that hold one."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def unknown(kind: str, name: str, names: Iterable[str]) -> str:
+    """What to say of a name that is none of `names`."""
+    names = list(names)
+    return f"unknown {kind} {name!r}{nearest(name, names)}; {kind}s: {', '.join(names)}"
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """A guess at what was meant, to be put behind the word; or nothing."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

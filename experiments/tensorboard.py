@@ -1,0 +1,83 @@
+"""A run's records as TensorBoard event files, a folder for each arm, learning rate and seed."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.errors import ConfigError
+
+_BY_LAYER = ("norms", "effective_step")
+
+
+class EventFiles:
+    """Event files under `folder`, in `ARM-RATE/seedN`; a file a member is open until `close`.
+
+    Arguments:
+        folder: where they go.
+        purge_step: the first step that will be written. TensorBoard drops what earlier files hold from that step on,
+            so that a run that goes on from a checkpoint shows no step twice.
+        first_seed: the N of the first seed.
+
+    Raises:
+        ConfigError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Path, purge_step: int, first_seed: int = 0):
+        try:
+            self._library = importlib.import_module("tensorboardX")
+            self._proto = importlib.import_module("tensorboardX.proto.event_pb2")
+            self._summary = importlib.import_module("tensorboardX.proto.summary_pb2").Summary
+        except ImportError as error:
+            raise ConfigError(
+                f"TensorBoard event files need tensorboardX, which cannot be imported ({error}); "
+                "pip install -e '.[tensorboard]', or leave event files out"
+            ) from None
+        self._folder, self._purge_step, self._first_seed = folder, purge_step, first_seed
+        # Its RecordWriter and not its SummaryWriter, of which each has two threads and a pipe: a sweep has hundreds.
+        self._writers: dict[Path, Any] = {}
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append every figure of a record that has one number a seed, at the record's step."""
+        folder = self._folder / f"{record['arm']}-{record['learning_rate']:g}"
+        for seed in range(len(record["train_loss"])):
+            values = [
+                self._summary.Value(tag=tag, simple_value=float("nan") if numbers[seed] is None else numbers[seed])
+                for tag, numbers in _figures(record)
+            ]
+            writer = self._writer(folder / f"seed{self._first_seed + seed}")
+            self._append(writer, step=record["step"], summary=self._summary(value=values))
+            writer.flush()  # TensorBoard may be watching, and a crash must not lose what was recorded
+
+    def close(self) -> None:
+        """Close the files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _writer(self, folder: Path) -> Any:
+        if folder not in self._writers:
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"events.out.tfevents.{time.time_ns()}"  # TensorBoard reads a folder's files in their names' order
+            writer = self._library.RecordWriter(str(folder / name))
+            self._append(writer, file_version="brain.Event:2")
+            start = self._proto.SessionLog(status=self._proto.SessionLog.START)
+            self._append(writer, step=self._purge_step, session_log=start)
+            self._writers[folder] = writer
+        return self._writers[folder]
+
+    def _append(self, writer: Any, **fields: Any) -> None:
+        writer.write(self._proto.Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The tag and the numbers, one a seed, of each figure of a record."""
+    for key, value in record.items():
+        if isinstance(value, list) and key != "nonfinite_step":
+            yield key, value
+    for kind in _BY_LAYER:
+        for layer, numbers in (record.get(kind) or {}).items():
+            yield f"{kind}/{layer}", numbers

@@ -1,0 +1,182 @@
+"""From a config to the pure functions that train. Nothing here touches files, clocks or the screen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import wn_jax as wn
+from experiments import data, optimizers, parametrizations, tasks
+from experiments.config import ArmConfig
+from experiments.tasks import Examples
+
+NOT_YET = -1
+
+
+class Member(NamedTuple):
+    """What tells the runs of one arm apart; with a leading axis, several of them."""
+
+    seed: jax.Array
+    learning_rate: jax.Array
+
+
+class State(NamedTuple):
+    """One run's state; with a leading axis, that of several members.
+
+    `average` is the moving average of the parameters (`()` without one). `nonfinite_step` is the first step, counted
+    from 1, whose loss was not finite, or `NOT_YET`.
+    """
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+    average: Any
+    step: jax.Array
+    nonfinite_step: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Functions:
+    """The functions of one arm, for a single member; `vmap` them over members and states.
+
+    Attributes:
+        init: `(member, training examples) -> state`.
+        order: `(member, first step) -> (record_every, batch size)`: the examples of the steps up to the next record.
+        advance: `(state, member, training examples, order) -> state, losses`: a step for each row of `order`.
+        evaluate: `(state, examples, mask) -> {name: sum over the examples where the mask is 1}`.
+        statistics: `state, member -> {"norms": {weight: mean}, "effective_step": {weight: mean}}`, over the features.
+        convolves: whether the network has convolutions.
+    """
+
+    init: Callable[[Member, Examples], State]
+    order: Callable[[Member, jax.Array], jax.Array]
+    advance: Callable[[State, Member, Examples, jax.Array], tuple[State, jax.Array]]
+    evaluate: Callable[[State, Examples, jax.Array], dict[str, jax.Array]]
+    statistics: Callable[[State, Member], dict[str, dict[str, jax.Array]]]
+    convolves: bool
+
+
+def functions(
+    config: ArmConfig, dataset: data.Dataset, share: Callable[[Examples], Examples] = lambda x: x
+) -> Functions:
+    """The functions of an arm.
+
+    Arguments:
+        config: the arm.
+        dataset: only its shapes, names and classes are used.
+        share: what is done to each batch, such as placing its examples on several devices.
+
+    Raises:
+        ConfigError: the network does not fit the data.
+    """
+    task, train = tasks.build(config.model, dataset), config.train
+    examples = len(next(iter(dataset.train.values())))
+    steps_per_epoch = examples // config.data.batch_size
+    uses = _weight_uses(task, dataset, config)
+    axes = {use.path: use.reduction for use in uses if use.reduction is not None}
+    convolves = any("conv_general_dilated" in use.uses for use in uses)
+
+    def optimizer(member: Member) -> optax.GradientTransformation:
+        return optimizers.build(config.optimizer, member.learning_rate, train.steps, steps_per_epoch)
+
+    def order(member: Member, first_step: jax.Array) -> jax.Array:
+        key = _key(member, "order")
+        return data.batch_indices(key, examples, config.data.batch_size, first_step, train.record_every)
+
+    def init(member: Member, dataset: Examples) -> State:
+        # Flax derives each kernel from the key and its path, so all arms of one seed start from the same kernels.
+        params, model_state = task.init(_key(member, "init"), _take(dataset, jnp.arange(1)))
+        count = config.model.init_examples or config.data.batch_size
+        first = data.batch_indices(_key(member, "order"), examples, count, jnp.int32(0), 1)[0]
+
+        def from_data(nodes: Any) -> Any:
+            batch = share(_take(dataset, first))
+            return wn.init_from_data(task.loss)(nodes, model_state, batch, _key(member, "init from data"))
+
+        by_data = from_data if config.model.init == "data" else None
+        params = parametrizations.rewrite(config.model.weights, params, axes, by_data)
+        average = jax.tree.map(jnp.copy, params) if train.ema else ()
+        zero = jnp.zeros((), jnp.int32)
+        return State(params, model_state, optimizer(member).init(params), average, zero, zero + NOT_YET)
+
+    def step(state: State, member: Member, batch: Examples) -> tuple[State, jax.Array]:
+        key = jax.random.fold_in(_key(member, "step"), state.step)
+        gradient = jax.value_and_grad(wn.wrap(task.loss), has_aux=True)
+        (loss, model_state), grads = gradient(state.params, state.model_state, batch, key)
+        updates, opt_state = optimizer(member).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = _averaged(state.average, params, state.step, train.ema) if train.ema else ()
+        unseen = (state.nonfinite_step == NOT_YET) & ~jnp.isfinite(loss)
+        nonfinite_step = jnp.where(unseen, state.step + 1, state.nonfinite_step)
+        return State(params, model_state, opt_state, average, state.step + 1, nonfinite_step), loss
+
+    def advance(state: State, member: Member, dataset: Examples, order: jax.Array) -> tuple[State, jax.Array]:
+        def next_step(state: State, rows: jax.Array) -> tuple[State, jax.Array]:
+            return step(state, member, share(_take(dataset, rows)))
+
+        if len(order) == 1:  # XLA would keep a loop of one trip, with what it costs: see `Arm`
+            state, loss = next_step(state, order[0])
+            return state, loss[None]
+        return jax.lax.scan(next_step, state, order)
+
+    def evaluate(state: State, examples: Examples, mask: jax.Array) -> dict[str, jax.Array]:
+        params = state.average if train.ema else state.params
+        figures = wn.wrap(task.evaluate)(params, state.model_state, share(examples))
+        return {name: jnp.sum(jnp.where(mask, values, 0)) for name, values in figures.items()}
+
+    def statistics(state: State, member: Member) -> dict[str, dict[str, jax.Array]]:
+        factor = optimizers.schedule(config.optimizer, train.steps, steps_per_epoch)(state.step - 1)
+        vectors = parametrizations.vectors(state.params, axes)
+        effective = {path: of_weight / trained**2 for path, (trained, of_weight) in vectors.items()}
+        return {
+            "norms": {path: jnp.mean(trained) for path, (trained, _) in vectors.items()},
+            "effective_step": {path: member.learning_rate * factor * jnp.mean(x) for path, x in effective.items()},
+        }
+
+    return Functions(init, order, advance, evaluate, statistics, convolves)
+
+
+def members(config: ArmConfig) -> list[tuple[float, int]]:
+    """Learning rate and seed of each member, seeds of one rate together."""
+    seeds = range(config.train.first_seed, config.train.first_seed + config.train.seeds)
+    return [(rate, seed) for rate in config.optimizer.learning_rate for seed in seeds]
+
+
+def as_arrays(chosen: list[tuple[float, int]]) -> Member:
+    """Members as one, with a leading axis."""
+    rates, seeds = zip(*chosen, strict=True)
+    return Member(jnp.asarray(seeds, jnp.int32), jnp.asarray(rates, jnp.float32))
+
+
+def _weight_uses(task: tasks.Task, dataset: data.Dataset, config: ArmConfig) -> Any:
+    """How the network uses each of its parameters."""
+
+    def like(size: int) -> Examples:
+        return {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for name, x in dataset.train.items()}  # type: ignore[misc]
+
+    key = jax.eval_shape(jax.random.key, 0)
+    params, model_state = jax.eval_shape(task.init, key, like(1))
+    return wn.weight_uses(task.loss)(params, model_state, like(config.data.batch_size), key)
+
+
+_PURPOSES = ("init", "order", "init from data", "step")
+
+
+def _key(member: Member, purpose: str) -> jax.Array:
+    """A key of the member's own for each purpose, so that arms of one seed see the same batches and the same noise."""
+    return jax.random.fold_in(jax.random.key(member.seed), _PURPOSES.index(purpose))
+
+
+def _take(dataset: Examples, rows: jax.Array) -> Examples:
+    return {name: array[rows] for name, array in dataset.items()}
+
+
+def _averaged(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """The moving average with its decay warmed up, so that the start is soon forgotten."""
+    warm = jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(params, average, 1 - warm)
