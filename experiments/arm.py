@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -29,10 +30,6 @@ class Arm:
         self.functions = training.functions(config, placement.dataset, placement.share)
         self.states: list[State] = []
 
-    def start(self) -> None:
-        """Make the states before the first step."""
-        self.states = [self._init(member, self.placement.train) for member in self._groups]
-
     def restore(self, states: list[State]) -> None:
         """Go on from states that `snapshot` gave."""
         self.states = [self.placement.replicate(state) for state in states]
@@ -43,11 +40,20 @@ class Arm:
 
     def abstract(self) -> list[State]:
         """The shapes of the states; nothing is computed."""
-        return [jax.eval_shape(self._init, member, self.placement.train) for member in self._groups]
 
-    def compile(self) -> None:
-        """Compile what trains, so that the first call is no slower than the others."""
-        _ = self._advance
+        def placed(array: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self.placement.everywhere)
+
+        groups = [jax.eval_shape(self._init, member, self.placement.train) for member in self._groups]
+        return jax.tree.map(placed, groups)
+
+    def prepare(self) -> None:
+        """Make the states before the first step, if there are none yet, and compile what trains, at the same time."""
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            compiled = pool.submit(lambda: self._advance)
+            if not self.states:
+                self.states = [self._init(member, self.placement.train) for member in self._groups]
+            compiled.result()
 
     def advance(self) -> Figures:
         """Train all members up to the next record.
@@ -111,7 +117,9 @@ class Arm:
 
     @functools.cached_property
     def _init(self) -> Callable[..., State]:
-        return self._jit(self.functions.init, (0, None))
+        # It runs once, and LLVM's optimization of its random numbers takes longer than all else at the start.
+        options = {"xla_backend_optimization_level": "0"} if self.placement.on_cpu() else {}
+        return self._jit(self.functions.init, (0, None), compiler_options=options)
 
     @functools.cached_property
     def _order(self) -> Callable[..., jax.Array]:
@@ -119,8 +127,8 @@ class Arm:
 
     @functools.cached_property
     def _advance(self) -> Callable[..., tuple[State, jax.Array]]:
-        member, state = self._groups[0], self.states[0]
-        rows = self._orders(member, state.step[0])[0]
+        member, state = self._groups[0], self.abstract()[0]
+        rows = self._orders(member, jnp.int32(0))[0]
         jitted = self._jit(self.functions.advance, (0, 0, None, 0), donate_argnums=0)
         return jitted.lower(state, member, self.placement.train, rows).compile()
 

@@ -67,17 +67,11 @@ def execute(
         for name in names[turn:] + names[:turn]:
             if name in waiting:
                 on_compile(name)
-                _prepare(arms[name])
+                arms[name].prepare()
                 waiting.remove(name)
             yield _advance(name, arms[name], train, folder, step)
         if step % train.save_period == 0 or step == train.steps:
             folder.save(step, {name: arm.snapshot() for name, arm in arms.items()})
-
-
-def _prepare(arm: Arm) -> None:
-    if not arm.states:
-        arm.start()
-    arm.compile()
 
 
 def _advance(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, step: int) -> Progress:

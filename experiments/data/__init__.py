@@ -69,7 +69,7 @@ def _raw(name: str, folders: tuple[Path, ...]) -> Raw:
     """All of a data set; the arms of an experiment take slices of it one after the other."""
     source = SOURCES[name]
     raw = source.read(files.opener(source, folders))
-    for array in raw[:-1]:
+    for array in raw[:4]:
         array.setflags(write=False)
     return raw
 
@@ -94,11 +94,12 @@ def _prepared(
         held_out_x, held_out_y = raw.train_x[left:], raw.train_y[left:]
     else:
         held_out_x, held_out_y = raw.test_x[:test], raw.test_y[:test]
+    train_x, held_out_x = raw.scale(train_x), raw.scale(held_out_x)
     if whiten:
         whitening = zca(train_x)
         train_x, held_out_x = whitening.apply(train_x), whitening.apply(held_out_x)
-        for array in (train_x, held_out_x):
-            array.setflags(write=False)
+    for array in (train_x, held_out_x):
+        array.setflags(write=False)
     train_set, held_out = {"x": train_x, "y": train_y}, {"x": held_out_x, "y": held_out_y}
     return Dataset(train_set, held_out, "validation" if validation else "test", raw.classes)
 

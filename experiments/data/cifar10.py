@@ -17,7 +17,7 @@ _TEST = "test_batch.bin"
 
 
 def read(open_file: Open, records: int = 10_000) -> Raw:
-    """Inputs (examples, 32, 32, 3), `(pixel - 127.5) / 128`.
+    """Inputs (examples, 32, 32, 3) in bytes, which `scale` turns into `(pixel - 127.5) / 128`.
 
     Arguments:
         open_file: opens a file by name.
@@ -27,7 +27,15 @@ def read(open_file: Open, records: int = 10_000) -> Raw:
         ConfigError: a file is not this many records, or a label is not 0 to 9.
     """
     train, test = [_records(open_file(name), records) for name in _TRAIN], _records(open_file(_TEST), records)
-    return Raw(*_arrays(np.concatenate(train)), *_arrays(test), classes=CLASSES)
+    return Raw(*_arrays(np.concatenate(train)), *_arrays(test), CLASSES, scale)
+
+
+def scale(pixels: np.ndarray) -> np.ndarray:
+    """Bytes as the paper's code has them, in float32."""
+    images = np.ascontiguousarray(pixels).astype(np.float32)
+    images -= np.float32(127.5)
+    images /= np.float32(128)
+    return images
 
 
 def _records(content: Content, records: int) -> np.ndarray:
@@ -44,12 +52,7 @@ def _records(content: Content, records: int) -> np.ndarray:
 
 
 def _arrays(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # Moving the channels last before the conversion moves a quarter of the bytes.
-    pixels = np.ascontiguousarray(table[:, 1:].reshape(-1, *_SHAPE).transpose(0, 2, 3, 1))
-    images = pixels.astype(np.float32)
-    images -= np.float32(127.5)
-    images /= np.float32(128)
-    return images, table[:, 0].astype(np.int32)
+    return table[:, 1:].reshape(-1, *_SHAPE).transpose(0, 2, 3, 1), table[:, 0].astype(np.int32)
 
 
 _FILES = tuple(

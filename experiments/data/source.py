@@ -12,14 +12,22 @@ import numpy as np
 from experiments.errors import ConfigError
 
 
+def _as_they_are(inputs: np.ndarray) -> np.ndarray:
+    return inputs
+
+
 class Raw(NamedTuple):
-    """A whole data set: inputs (examples, ...) in float32, labels (examples,) in int32 from 0 to `classes - 1`."""
+    """A whole data set: inputs (examples, ...), and labels (examples,) in int32 from 0 to `classes - 1`.
+
+    `scale` makes float32 of the inputs, once it is known which of them are used.
+    """
 
     train_x: np.ndarray
     train_y: np.ndarray
     test_x: np.ndarray
     test_y: np.ndarray
     classes: int
+    scale: Callable[[np.ndarray], np.ndarray] = _as_they_are
 
 
 @dataclass(frozen=True)
