@@ -31,7 +31,7 @@ class Arm:
         self.states: list[State] = []
 
     def restore(self, states: list[State]) -> None:
-        """Go on from states that `snapshot` gave."""
+        """Go on from states that `snapshot` gave; from none, at the start."""
         self.states = [self.placement.replicate(state) for state in states]
 
     def snapshot(self) -> list[State]:

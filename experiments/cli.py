@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import arm, data, interrupt, report, run, step_time, toml_file
+from experiments import arm, data, interrupt, overhead, report, run, step_time, toml_file
 from experiments.config import Experiment
 from experiments.data.fetch import fetch
 from experiments.errors import ConfigError, RunError
@@ -134,6 +135,24 @@ def step_time_(
             if rows:
                 console.print(step_time.table(rows))
                 console.print(step_time.machine(), soft_wrap=True)
+
+
+@app.command("overhead")
+def overhead_(
+    config_file: ConfigFile,
+    set_: Settings = None,
+    arm: Annotated[str | None, typer.Option(help="Which arm. Default: the first one.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds over which the median is taken.")] = 11,
+) -> None:
+    """Measure what the engine adds to the bare jitted step of one arm of CONFIG."""
+    with _user_errors(), _interruptible(lambda: "interrupted"):
+        experiment = _one_arm(_load(config_file, set_), arm, config_file)
+        found = overhead.measure(experiment, rounds, interrupt.check)
+        console.print(
+            f"bare step {statistics.median(found.bare):.2f} ms, engine {statistics.median(found.engine):.2f} ms, "
+            f"ratio {found.ratio():.3f} (medians over {rounds} rounds of {experiment.train.record_every} steps)"
+        )
+        console.print(step_time.machine(), soft_wrap=True)
 
 
 def main() -> None:

@@ -40,8 +40,7 @@ def begin(arms: dict[str, Arm], folder: RunFolder) -> tuple[int, list[str]]:
     like = None if fresh else {name: arm.abstract() for name, arm in arms.items()}
     step, states, notes = folder.begin(like)
     for name, arm in arms.items():
-        if states is not None:
-            arm.restore(states[name])
+        arm.restore([] if states is None else states[name])
     return step, notes
 
 
@@ -69,12 +68,12 @@ def execute(
                 on_compile(name)
                 arms[name].prepare()
                 waiting.remove(name)
-            yield _advance(name, arms[name], train, folder, step)
+            yield advance(name, arms[name], train, folder, step)
         if step % train.save_period == 0 or step == train.steps:
             folder.save(step, {name: arm.snapshot() for name, arm in arms.items()})
 
 
-def _advance(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, step: int) -> Progress:
+def advance(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, step: int) -> Progress:
     """Train an arm up to the next record, and write it."""
     start = time.perf_counter()
     figures = arm.advance()

@@ -7,9 +7,11 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from experiments import cli, config
+from experiments import cli, toml_file
+from experiments.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 DIGITS = ROOT / "configs" / "digits.toml"
 
 
@@ -21,101 +23,180 @@ def fails(*args):
     return result.stderr
 
 
+def write(file, text):
+    """The digits config without its arms, and with the tables in `text` written over it."""
+    raw = tomllib.loads(DIGITS.read_text())
+    del raw["arms"]
+    for key, value in tomllib.loads(text).items():
+        raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
+    file.write_text(tomli_w.dumps(raw))
+    return file
+
+
 # What is written over the digits config, and what the error says.
 BAD = {
     "unknown key": (
         "[optimizer]\nlearning_rat = 0.1",
-        "optimizer.learning_rat: unknown key (did you mean 'learning_rate'?); allowed: name, learning_rate, momentum",
+        "optimizer.learning_rat: unknown key (did you mean 'learning_rate'?); allowed: name, learning_rate, options, ",
     ),
-    "unknown table": ("[optimiser]\nx = 1", "optimiser: unknown key (did you mean 'optimizer'?)"),
+    "unknown table": (
+        "[optimiser]\nx = 1",
+        "optimiser: unknown key (did you mean 'optimizer'?); allowed: data, model, optimizer, train, name, arms",
+    ),
     "wrong type": ("[train]\nseeds = 'five'", "train.seeds: Input should be a valid integer; got 'five'"),
     "a value for a table": ("train = 5", "train: must be a table; got 5"),
-    "out of range": ("[optimizer]\nmomentum = 1.5", "optimizer.momentum: Input should be less than 1; got 1.5"),
+    "a value for the model": ("model = 5", "model: must be a table; got 5"),
+    "a model without a name": ("model = 5\n[arms.wn]\nmodel = { hidden = [4] }", "model: name: missing"),
+    "out of range": ("[train]\nema = 1.0", "train.ema: Input should be less than 1; got 1.0"),
     "no such choice": (
-        "[optimizer]\nname = 'adm'",
-        "optimizer.name: 'adm' is not allowed (did you mean 'adam'?); allowed: sgd, adam",
+        "[model]\nweights = 'weigth_norm'",
+        "model.weights: 'weigth_norm' is not allowed (did you mean 'weight_norm'?); allowed: plain, weight_norm, froz",
     ),
+    "unknown data set": (
+        "[data]\nname = 'digit'",
+        "data.name: unknown data set 'digit' (did you mean 'digits'?); data sets: digits, mnist, cifar10",
+    ),
+    "unknown model": ("[model]\nname = 'mpl'", "'mpl' is not allowed (did you mean 'mlp'?); allowed: mlp, conv_pool"),
+    "a key of another model": ("[model]\nname = 'conv_pool'", "model.hidden: unknown key; allowed: weights, init, "),
+    "a layer without units": ("[model]\nhidden = [8, 0]", "model.hidden.1: Input should be greater than 0; got 0"),
+    "unknown schedule": (
+        "[optimizer]\nschedule = 'cosin'",
+        "optimizer.schedule: 'cosin' is not allowed (did you mean 'cosine'?); allowed: constant, linear_second_half, ",
+    ),
+    "unknown optimizer": ("[optimizer]\nname = 'adm'", "unknown optimizer 'adm' (did you mean 'adam'?); optimizers: "),
+    "an optimizer with a line search": ("[optimizer]\nname = 'lbfgs'\noptions = {}", "optax's lbfgs does not work"),
+    "unknown option": (
+        "[optimizer]\noptions.momentun = 0.5",
+        "unknown option 'momentun' (did you mean 'momentum'?); options: momentum, nesterov, accumulator_dtype of optax",
+    ),
+    "an option of another optimizer": ("[optimizer]\nname = 'adam'", "unknown option 'momentum'; options: b1, b2, eps"),
+    "unknown option later": ("[optimizer]\nsecond_half.momentun = 0.5", "unknown option 'momentun' (did you mean "),
+    "an option of the wrong type": ("[optimizer]\nname = 'adam'\noptions = { b1 = 'x' }", "optax's adam does not work"),
+    "a switched option that is no number": (
+        "[optimizer]\nsecond_half.momentum = 'x'",
+        "optimizer.second_half.momentum: Input should be a valid number; got 'x'",
+    ),
+    "a switched option that is a switch": (
+        "[optimizer]\noptions.nesterov = true\nsecond_half.nesterov = 0",
+        "nesterov",
+    ),
+    "no rates": ("[optimizer]\nlearning_rate = []", "optimizer.learning_rate: is an empty list; give one number, or "),
+    "a rate twice": ("[optimizer]\nlearning_rate = [0.1, 0.2, 0.1]", "learning_rate: [0.1, 0.2, 0.1] names a rate tw"),
+    "a negative rate": ("[optimizer]\nlearning_rate = -0.1", "Input should be greater than 0; got -0.1"),
+    "a negative rate in a list": (
+        "[optimizer]\nlearning_rate = [0.1, -0.1]",
+        "optimizer.learning_rate.1: Input should be greater than 0; got -0.1",
+    ),
+    "a rate that is text": (
+        "[optimizer]\nlearning_rate = ['x']",
+        "optimizer.learning_rate.0: Input should be a valid ",
+    ),
+    "a rate of infinity": ("[optimizer]\nlearning_rate = inf", "Input should be a finite number; got inf"),
+    "a rate of NaN": ("[optimizer]\nlearning_rate = nan", "Input should be a finite number; got nan"),
+    "decay of what is not": (
+        "[optimizer.weight_decay]\nw = 0.1",
+        "optimizer.weight_decay.w: 'w' is not allowed; allowed: g, v, weight, other",
+    ),
+    "negative decay": (
+        "[optimizer.weight_decay]\ng = -0.1",
+        "optimizer.weight_decay.g: Input should be greater than or equal to 0; got -0.1",
+    ),
+    "no clipping by 0": ("[optimizer]\nclip_norm = 0", "optimizer.clip_norm: Input should be greater than 0; got 0"),
     "unknown key of an arm": (
-        "[arms.wn]\nmodel.weigth_norm = true",
-        "arms.wn.model.weigth_norm: unknown key (did you mean 'weight_norm'?)",
+        "[arms.wn]\nmodel.wieghts = 'plain'",
+        "arms.wn.model.wieghts: unknown key (did you mean 'weights'?); allowed: weights, init, ",
     ),
     "no such choice in an arm": (
         "[arms.wn]\nmodel.norm = 'bach'",
         "arms.wn.model.norm: 'bach' is not allowed (did you mean 'batch'?)",
     ),
+    "unknown optimizer of an arm": (
+        "[arms.wn]\noptimizer = { name = 'adm', options = {} }",
+        "unknown optimizer 'adm' (did you mean 'adam'?)",
+    ),
     "an arm that is no table": ("[arms]\nwn = 3", "arms must be tables"),
-    "an arm of another length": ("[arms.wn]\ntrain.steps = 24", "arms are compared at the same steps"),
-    "uneven records": ("[train]\nsteps_per_record = 7", "steps (600) must be a multiple of steps_per_record (7)"),
-    "a batch too large": ("[data]\nbatch_size = 5000", "5000 is more than the 1297 training examples"),
+    "arms that are no table": ("arms = 3", "arms must be tables"),
+    "an arm of another length": ("[arms.plain]\n[arms.wn]\ntrain.steps = 24", "arms are compared at the same steps"),
+    "uneven records": ("[train]\nrecord_every = 7", "train: steps (600) must be a multiple of record_every (7)"),
+    "uneven evaluations": (
+        "[train]\nevaluate_every = 30",
+        "train: evaluate_every (30) must be a multiple of record_every (12)",
+    ),
+    "uneven checkpoints": (
+        "[train]\ncheckpoint_every = 30",
+        "train: checkpoint_every (30) must be a multiple of record_every (12)",
+    ),
+    "uneven calls": (
+        "[train]\nsteps_per_call = 5",
+        "train: record_every (12) must be a multiple of steps_per_call (5)",
+    ),
+    "members that fill no calls": (
+        "[train]\nmembers_per_call = 4",
+        "seeds times learning rates (10) must be a multiple of train.members_per_call (4)",
+    ),
     "magnitudes from data without any": (
         "[model]\ninit = 'data'",
-        "model: init = 'data' sets the magnitudes of weight-normalized layers, and weight_norm is false; set weight",
+        "model: init = 'data' sets the magnitudes of weights, and plain ones have none; set weights = 'weight_norm' or",
     ),
-    "magnitudes from data in an arm": (
-        "[arms.wn]\nmodel.init = 'data'",
-        "arms.wn.model: init = 'data' sets the magnitudes of weight-normalized layers, and weight_norm is false",
-    ),
+    "magnitudes from data in an arm": ("[arms.wn]\nmodel.init = 'data'", "arms.wn.model: init = 'data' sets the magn"),
     "magnitudes from one example": (
-        "[data]\nbatch_size = 1\n[model]\ninit = 'data'\nweight_norm = true",
-        "data.batch_size = 1 has no standard deviation for model.init = 'data'; set data.batch_size to 2 or more",
+        "[data]\nbatch_size = 1\n[model]\ninit = 'data'\nweights = 'weight_norm'",
+        "one example has no standard deviation for model.init = 'data'; set model.init_examples to 2 or more, or",
+    ),
+    "magnitudes from one example of many": (
+        "[arms.wn]\nmodel = { init = 'data', weights = 'frozen_scale', init_examples = 1 }",
+        "arms.wn: one example has no standard deviation",
     ),
     "no name": ("name = ''", "name: String should match pattern"),
     "a name in an arm": ("[arms.wn]\nname = 'x'", "arms.wn.name: unknown key; allowed: data, model, optimizer, train"),
     "an arm's name": ('[arms."[x]"]', "String should match pattern"),
-    "a rate of infinity": ("[optimizer]\nlearning_rate = inf", "optimizer.learning_rate: Input should be a finite"),
-    "a rate of NaN": ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate: Input should be"),
     "a seed too large": ("[train]\nfirst_seed = 9999999999", "train.first_seed: Input should be less than 2147483648"),
+    "unknown rule": ("[train]\non_nonfinite = 'stopp'", "train.on_nonfinite: 'stopp' is not allowed (did you mean 'st"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_config(name, tmp_path):
     text, message = BAD[name]
-    raw = tomllib.loads(DIGITS.read_text())
-    del raw["arms"]
-    for key, value in tomllib.loads(text).items():
-        raw[key] = {**raw.get(key, {}), **value} if isinstance(value, dict) else value
-    file = tmp_path / "bad.toml"
-    file.write_text(tomli_w.dumps(raw))
+    file = write(tmp_path / "bad.toml", text)
     errors = fails("compare", file, "--out", tmp_path / "run")
     assert message in errors
     assert str(file) in errors
     assert not (tmp_path / "run").exists()
 
 
-ARGUMENTS = {
-    "misspelt file": (["configs/digit.toml"], "configs/digit.toml: no such config file (did you mean 'digits.toml'?)"),
-    "no such folder": (["nowhere/x.toml"], "nowhere/x.toml: no such config file"),
-    "a folder": (["configs"], "configs: cannot be read"),
-    "unknown arm": (
-        [DIGITS, "--arm", "weight-norm"],
-        "digits.toml: unknown arm 'weight-norm' (did you mean 'weight_norm'?); arms: ",
+# What is right as a config, and does not fit the data or the machine.
+UNFIT = {
+    "a batch too large": ("[data]\nbatch_size = 5000", "data.batch_size: 5000 is more than the 1297 training examples"),
+    "flat examples for convolutions": (
+        "model = 0\n[arms.conv]\nmodel = { name = 'conv_pool' }",
+        "model.name: conv_pool needs images of 12 x 12 pixels or more with channels, and the examples have the shape "
+        "(64,); choose model.name = 'mlp'",
     ),
-    "unknown key": ([DIGITS, "--set", "optimizer.lr=0.1"], "optimizer.lr: unknown key; allowed: name, learning_rate"),
-    "unknown arm set": (
-        [DIGITS, "--set", "arms.plian.model.norm=batch"],
-        "unknown arm 'plian' (did you mean 'plain'?)",
+    "no folder of data": (
+        "[data]\nname = 'mnist'\ndir = 'nowhere/at/all'",
+        "data.name = 'mnist': no folder has all of its files; looked in\n  nowhere/at/all/mnist: no such folder\n"
+        "  nowhere/at/all: no such folder\nrun `python -m experiments fetch mnist`",
     ),
-    "empty arm": ([DIGITS, "--arm", ""], "unknown arm ''; arms: "),
-    "no value": ([DIGITS, "--set", "optimizer"], "--set optimizer: expected a.b=value"),
-    "no table": ([DIGITS, "--set", "name.x=1"], "--set name.x=1: 'name' is a value, not a table"),
-    "a long name": ([DIGITS, "--out", "x" * 300], "the run folder cannot be written"),
-    "bare text": ([DIGITS, "--set", "optimizer.name=adma"], "'adma' is not allowed (did you mean 'adam'?)"),
+    "more devices than there are": (
+        "[train]\ndevices = 99",
+        "train.devices: 99 are wanted, and JAX sees 8 here; lower",
+    ),
+    "devices that share no batch": (
+        "[train]\ndevices = 8",
+        "data.batch_size: 100 examples cannot be shared out evenly among 8 devices; change it or train.devices",
+    ),
+    "magnitudes from more examples than there are": (
+        "[model]\ninit = 'data'\nweights = 'weight_norm'\ninit_examples = 2000",
+        "model.init_examples: 2000 is more than the 1297 training examples",
+    ),
 }
 
 
-def test_an_unknown_model_to_time():
-    message = "unknown case 'mlp8' (did you mean 'mlp-8'?); cases: mlp-8, mlp-128, "
-    assert message in fails("step-time", "--only", "mlp8")
-    assert "times.json: cannot be written" in fails("step-time", "--only", "mlp-8", "--json", "nowhere/times.json")
-
-
-@pytest.mark.parametrize("name", ARGUMENTS)
-def test_bad_arguments(name, tmp_path, monkeypatch):
-    arguments, message = ARGUMENTS[name]
-    monkeypatch.chdir(ROOT)
-    out = [] if "--out" in arguments else ["--out", tmp_path / "run"]
-    assert message in fails("train", *arguments, *out)
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_config_that_does_not_fit(name, tmp_path):
+    text, message = UNFIT[name]
+    assert message in fails("compare", write(tmp_path / "bad.toml", text), "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -126,38 +207,72 @@ def test_broken_toml_names_the_line(tmp_path):
     assert "line 1" in errors
 
 
-def test_a_folder_with_another_run_is_left_alone(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    assert "already exists and is not an empty folder" in fails("compare", DIGITS, "--out", tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-    assert "cannot be written" in fails("compare", DIGITS, "--out", tmp_path / "notes.txt" / "run")
-
-
-def test_settings_reach_base_and_arms():
-    experiment = config.load(DIGITS, ["optimizer.learning_rate=0.5", "arms.plain.optimizer.learning_rate=0.25"])
-    rates = {name: arm.optimizer.learning_rate for name, arm in experiment.arms.items()}
-    assert rates.pop("plain") == 0.25
-    assert set(rates.values()) == {0.5}
-
-
 def test_a_config_without_a_name_says_so(tmp_path):
     (tmp_path / "unnamed.toml").write_text(DIGITS.read_text().replace('name = "digits"', "", 1))
     assert "unnamed.toml: name: missing" in fails("compare", tmp_path / "unnamed.toml")
 
 
+def test_a_config_without_arms_is_one_arm(tmp_path):
+    assert list(toml_file.load(write(tmp_path / "base.toml", "")).arms) == ["base"]
+
+
+def test_settings_reach_base_and_arms():
+    experiment = toml_file.load(DIGITS, ["optimizer.learning_rate=0.5", "arms.plain.optimizer.learning_rate=[0.25, 1]"])
+    rates = {name: arm.optimizer.learning_rate for name, arm in experiment.arms.items()}
+    assert rates.pop("plain") == (0.25, 1.0)
+    assert set(rates.values()) == {(0.5,)}
+
+
 def test_quoted_keys_are_toml_keys():
-    experiment = config.load(DIGITS, ['arms."plain".model.norm=batch'])
+    experiment = toml_file.load(DIGITS, ['arms."plain".model.norm=batch'])
     assert experiment.arms["plain"].model.norm == "batch"
 
 
-def test_a_config_without_arms_is_one_arm(tmp_path):
-    raw = tomllib.loads(DIGITS.read_text())
-    del raw["arms"]
-    (tmp_path / "base.toml").write_text(tomli_w.dumps(raw))
-    assert list(config.load(tmp_path / "base.toml").arms) == ["base"]
+def test_selected_arms_are_as_they_were():
+    experiment = toml_file.load(DIGITS)
+    chosen = toml_file.select(experiment, ["batch_norm", "plain"])
+    assert chosen.arms == {name: experiment.arms[name] for name in ("batch_norm", "plain")}
+    assert (chosen.name, chosen.train) == (experiment.name, experiment.train)
+    with pytest.raises(ConfigError, match="unknown arm 'plian' .did you mean 'plain'.*; arms: plain, weight_norm, "):
+        toml_file.select(experiment, ["plain", "plian"])
 
 
-def test_the_resolved_config_loads_as_the_same_experiment(tmp_path):
-    experiment = config.load(DIGITS)
-    (tmp_path / "resolved.toml").write_text(tomli_w.dumps(config.to_dict(experiment)))
-    assert config.load(tmp_path / "resolved.toml") == experiment
+# Arms of different kinds, where one has what another has not.
+KINDS = """
+model = 0
+optimizer = 0
+train = { steps = 8, record_every = 2, seeds = 1, target_loss = 1e-8, ema = 0.5 }
+[arms.mlp]
+model = { name = "mlp", hidden = [] }
+optimizer = { name = "sgd", learning_rate = 1, options = { momentum = 0.9, nesterov = true }, clip_norm = 1.5 }
+[arms.conv]
+data = { name = "cifar10", validation = 5, dir = "a \\"quoted\\" place" }
+model = { name = "conv_pool", width = 8, noise = 0.0, weights = "weight_norm", init = "data", init_examples = 9 }
+optimizer = { name = "adam", learning_rate = [0.1, 3e-4], second_half = { b1 = 0.5 }, weight_decay = { g = 0.1 } }
+[arms.wide]
+model = { name = "mlp", hidden = [4, 4], norm = "batch" }
+optimizer = { name = "adam", learning_rate = [0.1], schedule = "cosine", warmup_steps = 3 }
+"""
+
+
+@pytest.mark.parametrize("file", [*CONFIGS, "kinds"], ids=lambda file: Path(file).stem)
+def test_the_resolved_config_loads_as_the_same_experiment(file, tmp_path):
+    experiment = toml_file.load(write(tmp_path / "kinds.toml", KINDS) if file == "kinds" else file)
+    for chosen in (experiment, *(toml_file.select(experiment, [name]) for name in experiment.arms)):
+        resolved = tmp_path / "resolved.toml"
+        resolved.write_text(tomli_w.dumps(toml_file.to_dict(chosen)))
+        again = toml_file.load(resolved)
+        assert again == chosen
+        assert list(again.arms) == list(chosen.arms)
+
+
+def test_a_setting_on_a_resolved_config_reaches_all_arms(tmp_path):
+    resolved = tmp_path / "resolved.toml"
+    resolved.write_text(tomli_w.dumps(toml_file.to_dict(toml_file.load(ROOT / "configs" / "cifar10.toml"))))
+    settings = ["data.batch_size=50", "model.width=8", "optimizer.learning_rate=[0.5, 0.25]", "optimizer.clip_norm=2"]
+    again = toml_file.load(resolved, [*settings, "optimizer.options.b1=0.75", "train.seeds=3"])
+    for arm in again.arms.values():
+        assert (arm.data.batch_size, arm.model.width, arm.train.seeds) == (50, 8, 3)
+        assert (arm.optimizer.learning_rate, arm.optimizer.clip_norm) == ((0.5, 0.25), 2)
+        assert arm.optimizer.options == {"b1": 0.75, "b2": 0.999, "eps": 0.0, "eps_root": 1e-8}
+    assert [arm.model.norm for arm in again.arms.values()] == ["none", "none", "mean_only", "mean_only", "batch"]

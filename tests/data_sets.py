@@ -1,0 +1,27 @@
+"""What tests of the data sets share: a config of their own, and folders that nobody else has."""
+
+import dataclasses
+
+import pytest
+
+import experiments.data as data
+
+
+@dataclasses.dataclass
+class Config:
+    name: str
+    batch_size: int = 2
+    dir: str | None = None
+    whiten: bool = False
+    train_examples: int | None = None
+    test_examples: int | None = None
+    validation: int = 0
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    """No data of the user's, and nothing kept from another test."""
+    monkeypatch.delenv("WN_JAX_DATA", raising=False)
+    monkeypatch.setenv("WN_JAX_CACHE", str(tmp_path / "cache"))
+    data._raw.cache_clear()
+    data._prepared.cache_clear()

@@ -1,0 +1,35 @@
+"""What tests of the experiments share: a tiny experiment on real digits, and the command line."""
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from experiments import cli, toml_file
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ROOT / "configs" / "digits.toml"
+TINY = [
+    "train.steps=8", "train.record_every=2", "train.evaluate_every=4", "train.seeds=2", "train.target_loss=2.0",
+    "train.devices=1", "model.hidden=[16]",
+]  # fmt: skip
+
+
+def invoke(*args):
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+def settings(*changes):
+    return [word for change in (*TINY, *changes) for word in ("--set", change)]
+
+
+def arm_config(name, *changes):
+    return toml_file.load(DIGITS, [*TINY, *changes]).arms[name]
+
+
+def fails(*args, code=2):
+    """What the error says; there is one line of it, and no traceback."""
+    result = invoke(*args)
+    assert result.exit_code == code, result.output
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output + result.stderr
+    return result.stderr
