@@ -1,7 +1,8 @@
 """Config-driven experiments with wn_jax: `python -m experiments --help`.
 
-`config` reads and checks a TOML file, `data` loads a data set, `models` builds a network, `step` turns a config
-into pure training functions, `run` executes them and writes the run folder, `report` draws the table and the
-curves. `step_time` measures what a step of each of the `timed_models` costs. `cli` is the command line. They use
-wn_jax by its public names only.
+A TOML file (`toml_file`, `config`) names a data set (`data`), a network and its loss (`tasks`), how its weights are
+written (`parametrizations`) and an optimizer (`optimizers`). `training` makes pure functions of one seed of that, `arm`
+compiles them for all seeds and learning rates on the devices (`placement`), `run` executes the arms side by side in a
+run folder (`run_folder`, `checkpoints`), and `report` shows what came out. `step_time` and `overhead` measure.
+They use wn_jax by its public names only.
 """

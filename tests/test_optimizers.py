@@ -123,7 +123,7 @@ def test_a_long_schedule_is_as_exact_as_a_short_one():
     factor = optimizers.schedule(config, 100_000, 500)
     epochs = np.arange(200)
     found = jax.vmap(factor)(jnp.asarray(500 * epochs + 499))
-    np.testing.assert_allclose(found, np.minimum(2 - epochs / 100, 1), rtol=1e-5)
+    np.testing.assert_allclose(found, np.minimum(2 - epochs / 100, 1), rtol=0, atol=2e-7)
 
 
 def test_clipping_is_by_the_norm_of_the_whole_tree():
@@ -182,7 +182,7 @@ def test_weight_decay_is_decoupled_and_of_one_label_alone(label):
 
 @pytest.mark.parametrize("name", ["adam", "adamax", "adamw", "rmsprop", "lamb"])
 def test_a_frozen_scale_stays_whatever_divides_by_zero_around_it(name):
-    zeros = {"adam": {"eps": 0.0, "eps_root": 0.0}, "rmsprop": {"eps": 0.0}}.get(name, {"eps": 0.0})
+    zeros = {"eps": 0.0, "eps_root": 0.0} if name == "adam" else {"eps": 0.0}
     decay = dict.fromkeys(["g", "v", "weight", "other"], 0.1)
     config = OptimizerConfig(name=name, learning_rate=0.5, options=zeros, weight_decay=decay, clip_norm=1.0)
     before, after = tree(), moved(config, 0.25, 3)
@@ -192,9 +192,7 @@ def test_a_frozen_scale_stays_whatever_divides_by_zero_around_it(name):
         assert start is before["frozen"].scale or (start != end).all()
 
 
-@pytest.mark.parametrize(
-    "name", ["sgd", "adamw", "lion", "rmsprop", "adabelief", "muon", "lamb", "radam", "adafactor", "noisy_sgd"]
-)
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "rmsprop", "adabelief", "muon", "lamb", "radam", "adafactor"])
 def test_optimizers_by_name_really_step(name):
     config = OptimizerConfig(name=name, learning_rate=0.01)
     params = tree()
@@ -223,7 +221,6 @@ def test_optimizers_by_name_really_step(name):
         ("momo_adam", "'value'"),
         ("sophia", "obj_fn must be provided"),
         ("dpsgd", "'l2_norm_clip'"),
-        ("optimistic_adam", "optimistic_adam_v2"),
     ],
 )
 def test_optimizers_that_need_more_than_gradients_are_refused(name, cause):
