@@ -98,8 +98,8 @@ class Arm:
     def _slow_in_loops(self) -> bool:
         """Whether XLA should get the steps and the members one by one.
 
-        Its CPU backend takes another path for convolutions inside a loop, and for those of several members at once:
-        about 20 and 4 times slower for the small CIFAR-10 network (`python -m experiments overhead` measures it).
+        Its CPU backend takes a slow path for convolutions inside a loop, and for those of several members at once
+        (`overhead configs/cifar10_small.toml --set train.record_every=2 --set train.steps_per_call=2` measures it).
         """
         return self.placement.on_cpu() and self.functions.convolves
 

@@ -61,7 +61,7 @@ def measure(experiment: Experiment, rounds: int, on_round: Callable[[], None] = 
         for round_ in range(rounds + 1):
             on_round()
             engine = functools.partial(run.advance, name, own, train, run_folder, (round_ + 1) * every)
-            turns = [(overhead.bare, bare), (overhead.engine, engine)]
+            turns: list[tuple[list[float], Callable[[], Any]]] = [(overhead.bare, bare), (overhead.engine, engine)]
             for times, turn in turns if round_ % 2 else reversed(turns):
                 start = time.perf_counter()
                 turn()

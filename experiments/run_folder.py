@@ -1,8 +1,8 @@
 """The folder of a run, which one process at a time works in, and which a killed run can go on in.
 
 It holds `config.toml` (the resolved config; it runs again), `environment.json`, `metrics.jsonl` (what was learned, the
-same in each run of a config on a machine), `times.jsonl` (how long it took) and `checkpoints/`. A line is written and
-flushed whole; what came after the newest checkpoint is cut off when a run goes on, and computed again.
+same in each run of a config on a machine), `times.jsonl` (how long it took) and `checkpoints/`. A line is written
+whole; what came after the newest checkpoint is cut off when a run goes on, and computed again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import filelock
 import tomli_w
@@ -37,7 +38,7 @@ class RunFolder:
         check(path, experiment, resume)
         self.path = path
         self._experiment, self._tensorboard = experiment, tensorboard
-        self._files: dict[str, TextIO] = {}
+        self._files: dict[str, FileIO] = {}
         self._events: EventFiles | None = None
         with contextlib.ExitStack() as stack, _readable(path):
             path.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ class RunFolder:
             for name in ("metrics.jsonl", "times.jsonl"):
                 kept = [record for record in read_records(self.path / name) if record["step"] <= (step or 0)]
                 _write(self.path / name, "".join(_line(record) for record in kept))
-                self._files[name] = self._open.enter_context((self.path / name).open("a", encoding="utf-8"))
+                self._files[name] = self._open.enter_context((self.path / name).open("ab", buffering=0))
         if self._tensorboard:
             events = EventFiles(self.path / "tensorboard", (step or 0) + 1, self._experiment.train.first_seed)
             self._events = self._open.enter_context(contextlib.closing(events))
@@ -92,9 +93,10 @@ class RunFolder:
             self.checkpoints.close()
 
     def _append(self, name: str, record: Record) -> None:
+        line = _line(record).encode()
         with self._full_disk():
-            self._files[name].write(_line(record))
-            self._files[name].flush()
+            while line:  # unbuffered, so that nothing is left to be written when the file is closed
+                line = line[self._files[name].write(line) or 0 :]
 
     @contextlib.contextmanager
     def _full_disk(self) -> Iterator[None]:

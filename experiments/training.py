@@ -13,6 +13,7 @@ import optax
 import wn_jax as wn
 from experiments import data, optimizers, parametrizations, tasks
 from experiments.config import ArmConfig
+from experiments.errors import ConfigError
 from experiments.tasks import Examples
 
 NOT_YET = -1
@@ -72,11 +73,16 @@ def functions(
         share: what is done to each batch, such as placing its examples on several devices.
 
     Raises:
-        ConfigError: the network does not fit the data.
+        ConfigError: the network does not fit the data, or it asks for more examples than there are.
     """
     task, train = tasks.build(config.model, dataset), config.train
     examples = len(next(iter(dataset.train.values())))
     steps_per_epoch = examples // config.data.batch_size
+    init_examples = config.model.init_examples or config.data.batch_size
+    if init_examples > examples:
+        raise ConfigError(
+            f"model.init_examples: {init_examples} is more than the {examples} training examples; set it to as many or less"
+        )
     uses = _weight_uses(task, dataset, config)
     axes = {use.path: use.reduction for use in uses if use.reduction is not None}
     convolves = any("conv_general_dilated" in use.uses for use in uses)
@@ -91,12 +97,12 @@ def functions(
     def init(member: Member, dataset: Examples) -> State:
         # Flax derives each kernel from the key and its path, so all arms of one seed start from the same kernels.
         params, model_state = task.init(_key(member, "init"), _take(dataset, jnp.arange(1)))
-        count = config.model.init_examples or config.data.batch_size
-        first = data.batch_indices(_key(member, "order"), examples, count, jnp.int32(0), 1)[0]
 
         def from_data(nodes: Any) -> Any:
-            batch = share(_take(dataset, first))
-            return wn.init_from_data(task.loss)(nodes, model_state, batch, _key(member, "init from data"))
+            first = data.batch_indices(_key(member, "order"), examples, init_examples, jnp.int32(0), 1)[0]
+            return wn.init_from_data(task.loss)(
+                nodes, model_state, _take(dataset, first), _key(member, "init from data")
+            )
 
         by_data = from_data if config.model.init == "data" else None
         params = parametrizations.rewrite(config.model.weights, params, axes, by_data)

@@ -1,5 +1,6 @@
 """Optimizers by name against the formulas of their papers in float64; schedules, clipping and decay by hand."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -17,6 +18,8 @@ from experiments.parametrizations import FrozenScale
 CIFAR10 = Path(__file__).parent.parent / "configs" / "cifar10.toml"
 STEPS, STEPS_PER_EPOCH = 40, 4  # ten epochs
 EPOCHS = STEPS // STEPS_PER_EPOCH
+# Without LLVM's optimization, which takes longer than what it saves here.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 
 
 def gradients(steps=STEPS):
@@ -40,7 +43,7 @@ def run(config, rate, grads, params=None, steps=STEPS):
 
         return jax.lax.scan(step, (params, optimizer.init(params)), jax.tree.map(jnp.asarray, grads))[1]
 
-    return jax.jit(jax.vmap(trajectory) if np.ndim(rate) else trajectory)(jnp.asarray(rate))
+    return jit(jax.vmap(trajectory) if np.ndim(rate) else trajectory)(jnp.asarray(rate))
 
 
 def paper_adam(grads, rate):
@@ -198,7 +201,7 @@ def test_optimizers_by_name_really_step(name):
     params = tree()
     optimizer = optimizers.build(config, jnp.float32(0.01), STEPS, STEPS_PER_EPOCH)
 
-    @jax.jit
+    @jit
     def step(params):
         def loss(params):
             return sum(jnp.sum((leaf - 1) ** 2) for leaf in jax.tree.leaves(wn.reconstruct(params)))

@@ -110,7 +110,7 @@ def test_as_many_devices_as_divide_the_batch_are_used():
 def test_evaluation_is_the_mean_over_all_examples():
     own = next(iter(arm.build(one_arm("data.test_examples=499")).values()))
     own.prepare()
-    own.placement.__dict__["held_out"] = parts(own.dataset if hasattr(own, "dataset") else own.placement.dataset, 64)
+    own.placement.__dict__["held_out"] = parts(own.placement.dataset, 64)
     small = own.evaluate()
     del own.placement.__dict__["held_out"]
     whole = own.evaluate()
