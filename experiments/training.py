@@ -81,7 +81,7 @@ def functions(
     init_examples = config.model.init_examples or config.data.batch_size
     if init_examples > examples:
         raise ConfigError(
-            f"model.init_examples: {init_examples} is more than the {examples} training examples; set it to as many or less"
+            f"model.init_examples: {init_examples} is more than the {examples} training examples; lower it"
         )
     uses = _weight_uses(task, dataset, config)
     axes = {use.path: use.reduction for use in uses if use.reduction is not None}

@@ -77,10 +77,10 @@ def test_arms_share_arrays_that_none_can_write():
     assert few.train["x"] is not data.load(Config("digits", train_examples=101)).train["x"]
 
 
-def test_whitening_is_fitted_on_what_is_trained_on():
+def test_whitening_is_fitted_on_all_that_is_not_held_out():
     options = {"train_examples": 400, "validation": 200}
     raw, white = (data.load(Config("digits", whiten=whiten, **options)) for whiten in (False, True))
-    fitted = whitening.fit(raw.train["x"])
+    fitted = whitening.fit(data.load(Config("digits", validation=200)).train["x"])
     for part, expected in ((white.train["x"], raw.train["x"]), (white.held_out["x"], raw.held_out["x"])):
         np.testing.assert_allclose(part, (expected - fitted.mean) @ fitted.matrix, rtol=0, atol=2e-4)
         assert part.dtype == np.float32

@@ -110,8 +110,8 @@ def test_statistics_are_means_over_the_features(weights):
     _, functions, state = start("weight_norm", *settings)
     random = np.random.default_rng(3)
     params = jax.tree.map(lambda leaf: leaf * random.normal(size=leaf.shape).astype(np.float32), state.params)
-    # After 46 steps of 60, of which 5 are an epoch: the last was of epoch 9 of 12, at half of the learning rate.
-    figures = jit(functions.statistics)(state._replace(params=params, step=jnp.int32(46)), MEMBER)
+    # After 45 steps of 60, of which 5 are an epoch, the last was of epoch 8 of 12: at 2 - 8 / 6 of the learning rate.
+    figures = jit(functions.statistics)(state._replace(params=params, step=jnp.int32(45)), MEMBER)
     for layer in LAYERS:
         leaf = params[layer]["kernel"]
         v = np.asarray(getattr(leaf, "v", leaf), np.float64)
@@ -120,7 +120,7 @@ def test_statistics_are_means_over_the_features(weights):
             size = np.abs(leaf.g[0])
         else:
             size = length * np.abs(leaf.scale[0]) if weights == "frozen_scale" else length
-        effective = 0.1 * 0.5 * np.mean(size / length**2)
+        effective = 0.1 * (2 - 8 / 6) * np.mean(size / length**2)
         np.testing.assert_allclose(figures["norms"][f"{layer}/kernel"], length.mean(), rtol=1e-5)
         np.testing.assert_allclose(figures["effective_step"][f"{layer}/kernel"], effective, rtol=1e-5)
     assert set(figures) == {"norms", "effective_step"}

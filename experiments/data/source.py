@@ -12,7 +12,11 @@ import numpy as np
 from experiments.errors import ConfigError
 
 
-def _as_they_are(inputs: np.ndarray) -> np.ndarray:
+Scale = Callable[[np.ndarray], np.ndarray]
+
+
+def as_they_are(inputs: np.ndarray) -> np.ndarray:
+    """Inputs that are in float32 and need no scaling."""
     return inputs
 
 
@@ -27,7 +31,7 @@ class Raw(NamedTuple):
     test_x: np.ndarray
     test_y: np.ndarray
     classes: int
-    scale: Callable[[np.ndarray], np.ndarray] = _as_they_are
+    scale: Scale = as_they_are
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.linalg
 
 from experiments.data import files
+from experiments.data.source import Scale, as_they_are
 
 _VERSION = b"zca 1"  # of the fit: part of a cached file's name
 _BLOCK = 4096  # images at a time, so that no copy of all images in float64 is made
@@ -69,17 +70,17 @@ def fit(train_x: np.ndarray, epsilon: float = 1e-5) -> Whitening:
     return Whitening(mean, half @ half.T)
 
 
-def zca(train_x: np.ndarray, epsilon: float = 1e-5) -> Whitening:
-    """`fit`, from the cache on disk where the same examples were fitted before.
+def zca(train_x: np.ndarray, epsilon: float = 1e-5, scale: Scale = as_they_are) -> Whitening:
+    """`fit` of `scale(train_x)`, from the cache on disk where the same examples were fitted before.
 
     A damaged file of the cache is fitted anew and replaced; a cache that cannot be written is a warning.
     """
-    path = files.cache_folder() / "zca" / f"{_key(train_x, epsilon)}.npz"
+    path = files.cache_folder() / "zca" / f"{_key(train_x, epsilon, scale)}.npz"
     features = train_x[0].size if len(train_x) else 0
     cached = _load(path, features)
     if cached is not None:
         return cached
-    whitening = fit(train_x, epsilon)
+    whitening = fit(scale(train_x), epsilon)
     try:
         _save(path, whitening)
     except OSError as error:
@@ -91,9 +92,10 @@ def zca(train_x: np.ndarray, epsilon: float = 1e-5) -> Whitening:
     return whitening
 
 
-def _key(train_x: np.ndarray, epsilon: float) -> str:
+def _key(train_x: np.ndarray, epsilon: float, scale: Scale) -> str:
     digest = hashlib.sha256(_VERSION)
-    digest.update(f"{train_x.shape} {train_x.dtype.str} {float(epsilon).hex()}".encode())
+    described = f"{train_x.shape} {train_x.dtype.str} {float(epsilon).hex()} {scale.__module__}.{scale.__qualname__}"
+    digest.update(described.encode())
     digest.update(np.ascontiguousarray(train_x).data)
     return digest.hexdigest()[:32]
 
