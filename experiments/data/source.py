@@ -11,7 +11,6 @@ import numpy as np
 
 from experiments.errors import ConfigError
 
-
 Scale = Callable[[np.ndarray], np.ndarray]
 
 
