@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import data, training
 from experiments.config import ArmConfig, Experiment
+from experiments.errors import ConfigError
 from experiments.placement import Placement, device_count
 from experiments.training import State
 
@@ -151,7 +152,13 @@ def build(experiment: Experiment) -> dict[str, Arm]:
         ConfigError: the data set cannot be read, or something does not fit.
     """
     place = functools.cache(lambda config, devices: Placement(data.load(config), devices))
-    return {name: Arm(arm, place(arm.data, device_count(arm))) for name, arm in experiment.arms.items()}
+    arms = {}
+    for name, config in experiment.arms.items():
+        try:
+            arms[name] = Arm(config, place(config.data, device_count(config)))
+        except ConfigError as error:
+            raise ConfigError(f"arm {name!r}: {error}") from None
+    return arms
 
 
 def _joined(values: Any) -> np.ndarray:

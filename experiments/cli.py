@@ -50,7 +50,7 @@ def compare(
 ) -> None:
     """Train all arms of CONFIG side by side and report: a table, curves, a page, metrics and the resolved config."""
     with _user_errors():
-        _execute(_load(config_file, set_), out, resume, tensorboard)
+        _execute(config_file, _load(config_file, set_), out, resume, tensorboard)
 
 
 @app.command()
@@ -65,7 +65,7 @@ def train(
     """Train one arm of CONFIG."""
     with _user_errors():
         experiment = _load(config_file, set_)
-        _execute(_one_arm(experiment, arm, config_file), out, resume, tensorboard)
+        _execute(config_file, _one_arm(experiment, arm, config_file), out, resume, tensorboard)
 
 
 @app.command()
@@ -88,7 +88,7 @@ def sweep(
                 f"{config_file}: a sweep needs several learning rates; give --learning-rates 0.001,0.01 or a list in "
                 "optimizer.learning_rate"
             )
-        _execute(experiment, out, resume, tensorboard)
+        _execute(config_file, experiment, out, resume, tensorboard)
 
 
 @app.command("report")
@@ -147,7 +147,8 @@ def overhead_(
     """Measure what the engine adds to the bare jitted step of one arm of CONFIG."""
     with _user_errors(), _interruptible(lambda: "interrupted"):
         experiment = _one_arm(_load(config_file, set_), arm, config_file)
-        found = overhead.measure(experiment, rounds, interrupt.check)
+        with _about(config_file):
+            found = overhead.measure(experiment, rounds, interrupt.check)
         console.print(
             f"bare step {statistics.median(found.bare):.2f} ms, engine {statistics.median(found.engine):.2f} ms, "
             f"ratio {found.ratio():.3f} (medians over {rounds} rounds of {experiment.train.record_every} steps)"
@@ -165,18 +166,17 @@ def _load(config_file: Path, settings: list[str] | None) -> Experiment:
 
 
 def _one_arm(experiment: Experiment, arm: str | None, config_file: Path) -> Experiment:
-    try:
-        return toml_file.select(experiment, [arm or next(iter(experiment.arms))])
-    except ConfigError as error:
-        raise ConfigError(f"{config_file}: {error}") from None
+    with _about(config_file):
+        return toml_file.select(experiment, [next(iter(experiment.arms)) if arm is None else arm])
 
 
-def _execute(experiment: Experiment, out: Path | None, resume: bool, tensorboard: bool) -> None:
+def _execute(config_file: Path, experiment: Experiment, out: Path | None, resume: bool, tensorboard: bool) -> None:
     if resume and out is None:
         raise ConfigError("--resume needs the run folder: --out FOLDER")
     path = out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     check(path, experiment, resume)  # before what takes long
-    arms = arm.build(experiment)
+    with _about(config_file):
+        arms = arm.build(experiment)
     with (
         _interruptible(lambda: f"interrupted; to go on: --out {path} --resume"),
         RunFolder(path, experiment, resume, tensorboard) as folder,
@@ -242,6 +242,15 @@ def _user_errors() -> Iterator[None]:
     except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+@contextlib.contextmanager
+def _about(config_file: Path) -> Iterator[None]:
+    """Errors in here are those of a config file."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{config_file}: {error}") from None
 
 
 @contextlib.contextmanager

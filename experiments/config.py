@@ -18,7 +18,7 @@ class DataConfig(Table):
 
     `dir` is where it lies (default: the environment variable WN_JAX_DATA, else where `fetch` puts it). Only the first
     `train_examples` and `test_examples` are used, where given. The last `validation` training examples are left out
-    of training and stand in for the test set: to choose hyperparameters on. `whiten` is ZCA, fitted on what is left of them.
+    of training and stand in for the test set, to choose hyperparameters on; `whiten` is ZCA, fitted on all the others.
     """
 
     name: str

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 import wn_jax as wn
 from experiments.parametrizations import is_frozen
-from experiments.tables import CountOrZero, Table, sequence, unknown
+from experiments.tables import CountOrZero, Table, nearest, sequence, unknown
 
 Option = bool | int | float | str
 Label = Literal["g", "v", "weight", "other"]
@@ -45,14 +45,32 @@ class OptimizerConfig(Table):
     clip_norm: PositiveFloat | None = None
     weight_decay: dict[Label, NonNegativeFloat] = Field(default_factory=dict)
 
+    @pydantic.field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in _functions():
+            raise ValueError(unknown("optimizer", name, sorted(_functions())))
+        return name
+
+    @pydantic.field_validator("learning_rate")
+    @classmethod
+    def _rates_differ(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(rates)) < len(rates):
+            raise ValueError(f"{list(rates)} names a rate twice")
+        return rates
+
     @pydantic.model_validator(mode="after")
     def _can_be_built(self) -> OptimizerConfig:
-        if len(set(self.learning_rate)) < len(self.learning_rate):
-            raise ValueError(f"learning_rate: {list(self.learning_rate)} names a rate twice")
-        allowed = _options(self.name)
-        for key in (*self.options, *self.second_half):
-            if key not in allowed:
-                raise ValueError(f"{unknown('option', key, allowed)} of optax's {self.name}")
+        defaults = _defaults(self.name)
+        for table, options in (("options", self.options), ("second_half", self.second_half)):
+            for key, value in options.items():
+                if key not in defaults:
+                    known = f"{nearest(key, defaults)}; it has {', '.join(defaults)}"
+                    raise ValueError(f"{table}.{key}: {self.name} has no such option{known}")
+                _check_kind(f"{table}.{key}", value, defaults[key])
+        for key in self.second_half:
+            if not _is_number(self.options.get(key, defaults[key])):
+                raise ValueError(f"second_half.{key}: needs a number to begin with; set options.{key}")
         _try_out(self)
         return self
 
@@ -102,7 +120,7 @@ def _named(config: OptimizerConfig, rate: Schedule, steps: int) -> optax.Gradien
 
 
 def _switched(config: OptimizerConfig, name: str, steps: int) -> Schedule:
-    first = config.options.get(name, inspect.signature(_functions()[config.name]).parameters[name].default)
+    first = config.options.get(name, _defaults(config.name)[name])
     return lambda count: jnp.where(2 * count < steps, first, config.second_half[name])
 
 
@@ -147,11 +165,22 @@ def _functions() -> dict[str, Callable[..., Any]]:
     }
 
 
-def _options(name: str) -> list[str]:
-    functions = _functions()
-    if name not in functions:
-        raise ValueError(unknown("optimizer", name, sorted(functions)))
-    return list(inspect.signature(functions[name]).parameters)[1:]
+def _defaults(name: str) -> dict[str, Any]:
+    """The options of an optimizer, and what they are where nothing is said."""
+    parameters = list(inspect.signature(_functions()[name]).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in parameters}
+
+
+def _check_kind(key: str, value: Option, default: Any) -> None:
+    """That a number, or a truth value, is not given as something else."""
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{key}: must be true or false; got {value!r}")
+    if _is_number(default) and not _is_number(value):
+        raise ValueError(f"{key}: must be a number; got {value!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _try_out(config: OptimizerConfig) -> None:
@@ -166,4 +195,6 @@ def _try_out(config: OptimizerConfig) -> None:
         jax.eval_shape(step, like)
     except Exception as error:  # optax raises what Python happens to raise
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"optax's {config.name} does not work with these options: {cause}") from None
+        raise ValueError(
+            f"optax's {config.name} cannot be used here with these options, a schedule and gradients alone: {cause}"
+        ) from None

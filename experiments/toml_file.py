@@ -95,7 +95,7 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    if parts[0] == "arms" and len(parts) > 1:
+    if parts[0] == "arms" and len(parts) > 1 and isinstance(raw.get("arms", {}), dict):
         _check_arm(parts[1], raw.get("arms", {}))
     table = raw
     for part in parts[:-1]:
@@ -145,7 +145,9 @@ def _checked(model: type[Table], raw: Mapping[str, Any], source: str, overrides:
         first = error.errors(include_url=False)[0]
         keys, owner = _locate(model, first["loc"])
         where = _location(keys, overrides)
-        raise ConfigError(f"{source}: {where}: {_explain(owner, first, keys)}") from None
+        raise ConfigError(
+            f"{source}: {where}: {_explain(owner, first, keys, in_arm=where.startswith('arms.'))}"
+        ) from None
 
 
 def _locate(model: type[Table], loc: tuple[Any, ...]) -> tuple[list[str], type[Table]]:
@@ -184,11 +186,11 @@ def _location(keys: list[str], overrides: Mapping[str, Any]) -> str:
     return ".".join(keys) or "config"
 
 
-def _explain(owner: type[Table], error: Any, keys: list[str]) -> str:
+def _explain(owner: type[Table], error: Any, keys: list[str], in_arm: bool) -> str:
     key, given = keys[-1] if keys else "", error["input"]
     if error["type"] == "extra_forbidden":
         allowed = list(owner.model_fields)
-        if owner is ArmConfig:
+        if owner is ArmConfig and not in_arm:
             allowed += ["name", "arms"]
         return f"unknown key{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
     if error["type"] in ("literal_error", "union_tag_invalid"):

@@ -79,7 +79,7 @@ def functions(
     examples = len(next(iter(dataset.train.values())))
     steps_per_epoch = examples // config.data.batch_size
     init_examples = config.model.init_examples or config.data.batch_size
-    if init_examples > examples:
+    if config.model.init == "data" and init_examples > examples:
         raise ConfigError(
             f"model.init_examples: {init_examples} is more than the {examples} training examples; lower it"
         )
