@@ -4,7 +4,8 @@ import pytest
 import tomli_w
 
 from experiments import toml_file
-from tests.test_config import DIGITS, ROOT, fails, write
+from tests.experiments import DIGITS, ROOT, fails
+from tests.test_config import write
 
 ARGUMENTS = {
     "misspelt file": (

@@ -1,26 +1,15 @@
 """Configs that cannot run: one message with file, key, what is allowed and was meant; exit code 2; no run folder."""
 
 import tomllib
-from pathlib import Path
 
 import pytest
 import tomli_w
-from typer.testing import CliRunner
 
-from experiments import cli, toml_file
+from experiments import toml_file
 from experiments.errors import ConfigError
+from tests.experiments import DIGITS, ROOT, fails
 
-ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
-DIGITS = ROOT / "configs" / "digits.toml"
-
-
-def fails(*args):
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-    assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
-    assert "Traceback" not in result.output + result.stderr
-    return result.stderr
 
 
 def write(file, text):
@@ -255,7 +244,7 @@ optimizer = { name = "adam", learning_rate = [0.1], schedule = "cosine", warmup_
 """
 
 
-@pytest.mark.parametrize("file", [*CONFIGS, "kinds"], ids=lambda file: Path(file).stem)
+@pytest.mark.parametrize("file", [*CONFIGS, "kinds"], ids=lambda file: getattr(file, "stem", file))
 def test_the_resolved_config_loads_as_the_same_experiment(file, tmp_path):
     experiment = toml_file.load(write(tmp_path / "kinds.toml", KINDS) if file == "kinds" else file)
     for chosen in (experiment, *(toml_file.select(experiment, [name]) for name in experiment.arms)):

@@ -1,7 +1,6 @@
 """The pure functions that train an arm, against NumPy: averages, marks, statistics, and what has no gradient."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +10,8 @@ import pytest
 import wn_jax as wn
 from experiments import data, tasks, toml_file, training
 from experiments.training import NOT_YET
+from tests.experiments import DIGITS
 
-DIGITS = Path(__file__).parent.parent / "configs" / "digits.toml"
 SMALL = ("model.hidden=[5]", "data.batch_size=8", "train.steps=60", "train.record_every=1")
 MEMBER = training.Member(jnp.int32(3), jnp.float32(0.1))
 LAYERS = ("Dense_0", "Dense_1")

@@ -1,7 +1,6 @@
 """Optimizers by name against the formulas of their papers in float64; schedules, clipping and decay by hand."""
 
 import functools
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,9 @@ import wn_jax as wn
 from experiments import optimizers, toml_file
 from experiments.optimizers import OptimizerConfig
 from experiments.parametrizations import FrozenScale
+from tests.experiments import ROOT
 
-CIFAR10 = Path(__file__).parent.parent / "configs" / "cifar10.toml"
+CIFAR10 = ROOT / "configs" / "cifar10.toml"
 STEPS, STEPS_PER_EPOCH = 40, 4  # ten epochs
 EPOCHS = STEPS // STEPS_PER_EPOCH
 # Without LLVM's optimization, which takes longer than what it saves here.

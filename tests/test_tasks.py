@@ -1,7 +1,6 @@
 """The paper's network for CIFAR-10: its shapes and numbers by hand, its noise, and how each arm starts."""
 
 import functools
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -13,8 +12,9 @@ import scipy.stats
 import wn_jax as wn
 from experiments import data, tasks, toml_file, training
 from experiments.parametrizations import FrozenScale
+from tests.experiments import ROOT
 
-CIFAR10 = Path(__file__).parent.parent / "configs" / "cifar10.toml"
+CIFAR10 = ROOT / "configs" / "cifar10.toml"
 ARMS = ["plain", "weight_norm", "weight_norm_mean_only", "mean_only", "batch_norm"]
 SMALL = ("model.width=4", "model.init_examples=30", "data.batch_size=10")
 MEMBER = training.Member(jnp.int32(3), jnp.float32(0.003))
