@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,20 +63,32 @@ class Checkpoints:
             accept: says of a step why it cannot be gone on from, or None.
 
         Returns:
-            Its step and tree, None and None where there is none; and what to tell the user of those that were passed
-            over, whose folders got names that begin with "damaged".
+            Its step and tree, None and None where none was ever made; and what to tell the user of those that were
+            passed over, whose folders got names that begin with "damaged".
+
+        Raises:
+            RunError: there are some, and none of them can be gone on from. They are left as they are.
         """
-        notes: list[str] = []
+        passed: list[tuple[int, str]] = []
         for step in self.steps():
             try:
                 if (reason := accept(step)) is not None:
                     raise ValueError(reason)
-                return step, self._read(step, like), notes
+                tree = self._read(step, like)
             except Exception as error:  # whatever a damaged file leads to
                 cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                notes.append(f"the checkpoint at step {step} is damaged and was put aside ({cause[:200]})")
-                self._put_aside(step)
-        return None, None, notes
+                passed.append((step, cause[:200]))
+                continue
+            for damaged, _ in passed:
+                self._put_aside(damaged)
+            return step, tree, [f"the checkpoint at step {at} was put aside: {cause}" for at, cause in passed]
+        if passed:
+            causes = "; ".join(f"step {at}: {cause}" for at, cause in passed)
+            raise RunError(
+                f"{self.path}: none of the checkpoints can be gone on from ({causes}). Nothing was changed. Other "
+                "versions than those of environment.json may save other arrays; to begin anew, choose another --out"
+            )
+        return None, None, []
 
     def close(self) -> None:
         """Wait for what is being saved.
@@ -95,19 +108,16 @@ class Checkpoints:
         arrays = restored["state"]
         shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
         if shapes != {name: (array.shape, array.dtype) for name, array in names.items()}:
-            raise ValueError("it holds other arrays")
+            raise ValueError("it holds other arrays than this code trains")
         if _digest(arrays) != restored["about"]["digest"]:
-            raise ValueError("its arrays are not those that were saved")
+            raise ValueError("it is damaged: its arrays are not those that were saved")
         return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in names])
 
     def _put_aside(self, step: int) -> None:
-        folder = self.path / str(step)
-        for number in range(1000):
-            aside = self.path / f"damaged-{step}-{number}"
-            if not aside.exists():
-                folder.rename(aside)
-                break
-        self._manager.reload()
+        names = (self.path / f"damaged-{step}-{number}" for number in itertools.count())
+        with self._errors("cannot be put aside"):
+            (self.path / str(step)).rename(next(name for name in names if not name.exists()))
+            self._manager.reload()
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:

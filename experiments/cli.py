@@ -79,14 +79,20 @@ def sweep(
     resume: Resume = False,
     tensorboard: TensorBoard = False,
 ) -> None:
-    """Train all arms of CONFIG at several learning rates, each arm's rates and seeds in one program."""
+    """Train all arms of CONFIG at several learning rates; where that is fast, all of an arm's in one program."""
     with _user_errors():
-        rates = [] if learning_rates is None else [f"optimizer.learning_rate=[{learning_rates}]"]
-        experiment = _load(config_file, [*(set_ or ()), *rates])
-        if all(len(arm.optimizer.learning_rate) == 1 for arm in experiment.arms.values()):
+        experiment = _load(config_file, set_)
+        if learning_rates is not None:  # also to arms that have rates of their own
+            keys = [
+                "optimizer",
+                *(f"arms.{name}.optimizer" for name in experiment.arms if list(experiment.arms) != ["base"]),
+            ]
+            rates = [f"{key}.learning_rate=[{learning_rates}]" for key in keys]
+            experiment = _load(config_file, [*(set_ or ()), *rates])
+        if any(len(arm.optimizer.learning_rate) == 1 for arm in experiment.arms.values()):
             raise ConfigError(
-                f"{config_file}: a sweep needs several learning rates; give --learning-rates 0.001,0.01 or a list in "
-                "optimizer.learning_rate"
+                f"{config_file}: a sweep needs several learning rates in each arm; give --learning-rates 0.001,0.01 or "
+                "a list in optimizer.learning_rate"
             )
         _execute(config_file, experiment, out, resume, tensorboard)
 
@@ -99,7 +105,8 @@ def report_(
     ] = None,
 ) -> None:
     """Make the table, the curves and the page of one run, or of several together."""
-    with _user_errors():
+    interrupt.at_once()
+    with _user_errors(), _interruptible(lambda: "interrupted"):
         _report(runs, out)
 
 
@@ -109,8 +116,9 @@ def fetch_(
     to: Annotated[Path | None, typer.Option(help="Where to. Default: WN_JAX_DATA, or the cache folder.")] = None,
 ) -> None:
     """Download a data set and check it."""
-    with _user_errors():
-        console.print(f"{name}: {fetch(name, to)}", soft_wrap=True)
+    interrupt.at_once()
+    with _user_errors(), _interruptible(lambda: "interrupted"):
+        fetch(name, to)
 
 
 @app.command("step-time")
@@ -183,7 +191,7 @@ def _execute(config_file: Path, experiment: Experiment, out: Path | None, resume
     ):
         step, notes = run.begin(arms, folder)
         for note in notes:
-            console.print(f"[yellow]warning:[/] {note}", soft_wrap=True)
+            console.print(f"warning: {note}", soft_wrap=True, markup=False)
         if resume:
             console.print(f"going on after step {step} of {experiment.train.steps}")
         _train(experiment, arms, folder, step)
@@ -209,7 +217,7 @@ def _train(experiment: Experiment, arms: dict[str, arm.Arm], folder: RunFolder, 
 def _report(paths: list[Path], out: Path | None) -> None:
     result = report.report(paths, out)
     console.print(result.table)
-    console.print(f"report: {result.page}\nall of it: {result.page.parent}", soft_wrap=True)
+    console.print(f"report: {result.page}\nall of it: {result.page.parent}", soft_wrap=True, markup=False)
 
 
 def _measure(cases: list[step_time.Case], rounds: int) -> Iterator[step_time.Row]:

@@ -29,6 +29,12 @@ class DataConfig(Table):
     test_examples: Count | None = None
     validation: CountOrZero = 0
 
+    @pydantic.model_validator(mode="after")
+    def _one_held_out_set(self) -> DataConfig:
+        if self.validation and self.test_examples:
+            raise ValueError("test_examples has no meaning with validation examples, which stand in for the test set")
+        return self
+
     @pydantic.field_validator("name")
     @classmethod
     def _is_known(cls, name: str) -> str:
@@ -69,6 +75,8 @@ class TrainConfig(Table):
         for name, value in whole.items():
             if value % self.record_every:
                 raise ValueError(f"{name} ({value}) must be a multiple of record_every ({self.record_every})")
+        if self.first_seed + self.seeds > 2**31:
+            raise ValueError(f"first_seed ({self.first_seed}) and seeds ({self.seeds}) go beyond 2**31 - 1 together")
         if self.steps_per_call and self.record_every % self.steps_per_call:
             raise ValueError(
                 f"record_every ({self.record_every}) must be a multiple of steps_per_call ({self.steps_per_call})"

@@ -22,6 +22,11 @@ def install() -> None:
     signal.signal(signal.SIGINT, _on_interrupt)
 
 
+def at_once() -> None:
+    """Handle Ctrl-C as Python does, for what may be stopped anywhere."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def check() -> None:
     """Raise KeyboardInterrupt if Ctrl-C was pressed."""
     if _requested:

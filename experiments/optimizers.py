@@ -140,7 +140,7 @@ def _decay(decay: Mapping[Label, float], rate: Schedule) -> optax.GradientTransf
 
 
 def labels(params: Any) -> Any:
-    """The label of each leaf for weight decay; None, which no rate has, where it is frozen."""
+    """The label of each leaf for weight decay; "frozen", which no rate has, where it is."""
 
     def refine(label: str, leaf: jax.Array, frozen: bool) -> str:
         if frozen:
@@ -188,7 +188,10 @@ def _try_out(config: OptimizerConfig) -> None:
 
     def step(params: Any) -> Any:
         optimizer = build(config, config.learning_rate[0], steps=2, steps_per_epoch=1)
-        return optimizer.update(params, optimizer.init(params), params)
+        updates, state = optimizer.update(params, optimizer.init(params), params)
+        if any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(state)):
+            raise TypeError("it keeps a random key, which would be the same for all seeds")
+        return updates, state
 
     like = {"weight": jax.ShapeDtypeStruct((3, 2), jnp.float32), "other": jax.ShapeDtypeStruct((2,), jnp.float32)}
     try:

@@ -100,7 +100,7 @@ def _records(name: str, arm: Arm, step: int, figures: dict[str, Any]) -> Iterato
         def own(value: Any, start: int = i * seeds) -> Any:
             if isinstance(value, dict):
                 return {key: own(item) for key, item in value.items()}
-            return [float(f"{number:.7g}") for number in value[start : start + seeds]]  # as many as a float32 has
+            return [float(f"{number:.9g}") for number in value[start : start + seeds]]  # as many as a float32 has
 
         steps = figures["nonfinite_step"][i * seeds : (i + 1) * seeds]
         marks = {} if (steps == NOT_YET).all() else {"nonfinite_step": [_or_none(int(step)) for step in steps]}
@@ -119,10 +119,13 @@ def _check_finite(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, st
         return
     member = int(np.argmax(steps != NOT_YET))
     rate, seed = arm.members[member]
-    saved = folder.checkpoints.last()
-    good = f"the last good checkpoint: {saved}" if saved else "no checkpoint was made before"
+    try:
+        saved = folder.checkpoints.last()
+        good = f"the last good checkpoint: {saved}" if saved else "no checkpoint was made before"
+    except RunError as error:
+        good = f"no checkpoint could be written: {error}"
     which = f"arm {name!r} (learning rate {rate:g}, seed {seed})"
     raise RunError(
-        f"the loss of {which} was not finite at step {steps[member]}; {good}. "
-        "Lower optimizer.learning_rate or set optimizer.clip_norm; train.on_nonfinite=mark lets the other arms go on"
+        f"the loss of {which}, or its update, was not finite at step {steps[member]}; {good}. Begin anew with a lower "
+        "learning rate or optimizer.clip_norm, or go on with --resume --set train.on_nonfinite=mark for the other arms"
     )

@@ -25,9 +25,13 @@ from experiments.config import Experiment
 from experiments.environment import environment
 from experiments.errors import ConfigError, RunError
 from experiments.tensorboard import EventFiles
+from experiments.tensorboard import require as require_tensorboard
 
 Record = dict[str, Any]
 _LOCK, _CONFIG, _ENVIRONMENT = ".lock", "config.toml", "environment.json"
+_UNFINISHED = ".unfinished"
+# Keys that change no number: data is checked by its content, wherever it lies.
+_MAY_DIFFER = (".data.dir", ".train.on_nonfinite", ".train.keep_checkpoints")
 _ELSEWHERE = "choose another folder with --out"
 
 
@@ -36,11 +40,13 @@ class RunFolder:
 
     def __init__(self, path: Path, experiment: Experiment, resume: bool = False, tensorboard: bool = False):
         check(path, experiment, resume)
+        if tensorboard:
+            require_tensorboard()
         self.path = path
         self._experiment, self._tensorboard = experiment, tensorboard
         self._files: dict[str, FileIO] = {}
         self._events: EventFiles | None = None
-        with contextlib.ExitStack() as stack, _readable(path):
+        with contextlib.ExitStack() as stack, _folder_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_lock(path))
             check(path, experiment, resume)  # again, now that nobody else can change it
@@ -56,10 +62,12 @@ class RunFolder:
         The records after it are cut off. `like` has the structure and shapes of the states. The third value is what
         to tell the user.
         """
-        step, tree, notes = self.checkpoints.restore(like, self._missing_records)
-        with _readable(self.path):
-            for name in ("metrics.jsonl", "times.jsonl"):
-                kept = [record for record in read_records(self.path / name) if record["step"] <= (step or 0)]
+        records = read_records(self.path / "metrics.jsonl")
+        step, tree, notes = self.checkpoints.restore(like, lambda step: self._missing_records(records, step))
+        with self._full_disk():
+            times = read_records(self.path / "times.jsonl", strict=False)
+            for name, all_records in (("metrics.jsonl", records), ("times.jsonl", times)):
+                kept = [record for record in all_records if record["step"] <= (step or 0)]
                 _write(self.path / name, "".join(_line(record) for record in kept))
                 self._files[name] = self._open.enter_context((self.path / name).open("ab", buffering=0))
         if self._tensorboard:
@@ -105,13 +113,13 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path}: {error}; make room, and go on with --resume") from None
 
-    def _missing_records(self, step: int) -> str | None:
-        """Why no run can go on from the checkpoint at `step`: metrics that were lost with the machine's power."""
+    def _missing_records(self, records: list[Record], step: int) -> str | None:
+        """Why no run can go on from the checkpoint at `step`: metrics that were lost, with the machine's power say."""
         train = self._experiment.train
         for arm, config in self._experiment.arms.items():
-            records = [r for r in read_records(self.path / "metrics.jsonl") if r["arm"] == arm and r["step"] <= step]
-            if len(records) != len(config.optimizer.learning_rate) * (step // train.record_every):
-                return f"metrics.jsonl lacks records of {arm} before it"
+            before = [record for record in records if record["arm"] == arm and record["step"] <= step]
+            if len(before) != len(config.optimizer.learning_rate) * (step // train.record_every):
+                return f"metrics.jsonl lacks records of {arm} from before it"
         return None
 
 
@@ -140,13 +148,25 @@ def check(path: Path, experiment: Experiment, resume: bool) -> None:
         )
 
 
-def read_records(path: Path) -> list[Record]:
-    """The records of a file of JSON lines, less a last one that a crash cut off; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def read_records(path: Path, strict: bool = True) -> list[Record]:
+    """The records of a file of JSON lines, less a last one that a crash cut off; none where there is no file.
 
-
-_UNFINISHED = ".unfinished"
+    Raises:
+        ConfigError: a line is no record. If not `strict`, it is left out.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+            if record is not None:
+                records.append({**record, "arm": str(record["arm"]), "step": int(record["step"])})
+        except (ValueError, KeyError, TypeError):
+            if strict:
+                raise ConfigError(
+                    f"{path}: line {number} is no record: {line[:60]!r}; mend it, or cut the file off before it"
+                ) from None
+    return records
 
 
 def _write(path: Path, text: str) -> None:
@@ -175,7 +195,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _folder_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -196,14 +216,14 @@ def _finite(value: Any) -> Any:
 
 
 def _comparable(experiment: Experiment) -> dict[str, Any]:
-    """Every key of an experiment by its dotted name, less where the data lies: its content is checked."""
+    """Every key of an experiment that its numbers depend on, by its dotted name."""
     flat: dict[str, Any] = {}
 
     def walk(value: Any, name: str) -> None:
         if isinstance(value, dict) and value:
             for key, item in value.items():
                 walk(item, f"{name}.{key}" if name else key)
-        elif not name.endswith(".data.dir"):
+        elif not name.endswith(_MAY_DIFFER):
             flat[name] = value
 
     walk(experiment.model_dump(mode="json"), "")

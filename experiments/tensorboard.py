@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,21 @@ from typing import Any
 from experiments.errors import ConfigError
 
 _BY_LAYER = ("norms", "effective_step")
+
+
+def require() -> Any:
+    """The library.
+
+    Raises:
+        ConfigError: tensorboardX is not installed.
+    """
+    try:
+        return importlib.import_module("tensorboardX")
+    except ImportError as error:
+        raise ConfigError(
+            f"TensorBoard event files need tensorboardX, which cannot be imported ({error}); "
+            "pip install -e '.[tensorboard]', or leave event files out"
+        ) from None
 
 
 class EventFiles:
@@ -27,15 +43,9 @@ class EventFiles:
     """
 
     def __init__(self, folder: Path, purge_step: int, first_seed: int = 0):
-        try:
-            self._library = importlib.import_module("tensorboardX")
-            self._proto = importlib.import_module("tensorboardX.proto.event_pb2")
-            self._summary = importlib.import_module("tensorboardX.proto.summary_pb2").Summary
-        except ImportError as error:
-            raise ConfigError(
-                f"TensorBoard event files need tensorboardX, which cannot be imported ({error}); "
-                "pip install -e '.[tensorboard]', or leave event files out"
-            ) from None
+        self._library = require()
+        self._proto = importlib.import_module("tensorboardX.proto.event_pb2")
+        self._summary = importlib.import_module("tensorboardX.proto.summary_pb2").Summary
         self._folder, self._purge_step, self._first_seed = folder, purge_step, first_seed
         # Its RecordWriter and not its SummaryWriter, of which each has two threads and a pipe: a sweep has hundreds.
         self._writers: dict[Path, Any] = {}
@@ -55,7 +65,8 @@ class EventFiles:
     def close(self) -> None:
         """Close the files."""
         for writer in self._writers.values():
-            writer.close()
+            with contextlib.suppress(OSError):  # each record was flushed, and told where it could not be
+                writer.close()
         self._writers.clear()
 
     def _writer(self, folder: Path) -> Any:

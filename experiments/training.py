@@ -30,7 +30,7 @@ class State(NamedTuple):
     """One run's state; with a leading axis, that of several members.
 
     `average` is the moving average of the parameters (`()` without one). `nonfinite_step` is the first step, counted
-    from 1, whose loss was not finite, or `NOT_YET`.
+    from 1, whose loss or update was not finite, or `NOT_YET`.
     """
 
     params: Any
@@ -117,7 +117,8 @@ def functions(
         updates, opt_state = optimizer(member).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = _averaged(state.average, params, state.step, train.ema) if train.ema else ()
-        unseen = (state.nonfinite_step == NOT_YET) & ~jnp.isfinite(loss)
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(updates))
+        unseen = (state.nonfinite_step == NOT_YET) & ~finite
         nonfinite_step = jnp.where(unseen, state.step + 1, state.nonfinite_step)
         return State(params, model_state, opt_state, average, state.step + 1, nonfinite_step), loss
 

@@ -35,6 +35,18 @@ ARGUMENTS = {
 }
 
 
+def test_a_sweep_sweeps_arms_that_have_a_rate_of_their_own(tmp_path):
+    raw = toml_file.to_dict(toml_file.load(DIGITS, ["arms.plain.optimizer.learning_rate=0.5"]))
+    (tmp_path / "own.toml").write_text(tomli_w.dumps(raw))
+    message = "arm 'plain': data.batch_size: 5000 is more than"  # refused only after the rates are resolved
+    assert message in fails(
+        "sweep", tmp_path / "own.toml", "--learning-rates", "0.1,0.2", "--set", "data.batch_size=5000"
+    )
+    assert "needs several learning rates in each arm" in fails("sweep", tmp_path / "own.toml")
+    error = fails("sweep", tmp_path / "own.toml", "--set", "arms.weight_norm.optimizer.learning_rate=[0.1, 0.2]")
+    assert "needs several learning rates in each arm" in error
+
+
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_bad_arguments(name, tmp_path, monkeypatch):
     arguments, message = ARGUMENTS[name]

@@ -12,7 +12,8 @@ from experiments.data.source import Open, Raw, Source
 def read(_: Open) -> Raw:
     """Inputs (examples, 64). The split is fixed and stratified.
 
-    Pixels are scaled from 0..16 to zero mean, each by itself, and unit variance, all together.
+    Pixels are scaled from 0..16 to zero mean, each by itself, and unit variance, all together, over the 1,297 images
+    (also where some of these are held out for validation).
     """
     images, digits = load_digits(return_X_y=True)
     train_x, test_x, train_y, test_y = train_test_split(images, digits, test_size=500, stratify=digits, random_state=0)

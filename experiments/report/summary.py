@@ -170,13 +170,13 @@ def _relative_time(curve: Curve, run: Run) -> float | None:
 
 
 def _choose(rows: list[Row]) -> list[Row]:
-    """Mark the lowest held-out metric of each arm that has several rates."""
+    """Mark the lowest held-out metric of each arm that has several rates, where the fewest seeds diverged."""
     lowest = set()
     for arm in {row.arm for row in rows}:
         own = [row for row in rows if row.arm == arm]
         candidates = [row for row in own if row.held_out is not None]
         if len(own) > 1 and candidates:
-            lowest.add(min(candidates, key=lambda row: row.held_out))  # type: ignore[arg-type, return-value]
+            lowest.add(min(candidates, key=lambda row: (row.diverged, row.held_out)))
     return [dataclasses.replace(row, chosen=_word(row)) if row in lowest else row for row in rows]
 
 
