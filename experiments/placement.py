@@ -18,7 +18,7 @@ _EVALUATION_BATCH = 500
 
 
 class Placement:
-    """Where the arrays of one or several arms lie. The numbers do not depend on how many devices there are, but for rounding."""
+    """Where the arrays of one or several arms lie. The numbers are the same on any, to rounding."""
 
     def __init__(self, dataset: Dataset, devices: int):
         self.dataset = dataset

@@ -170,7 +170,7 @@ def test_a_line_that_is_no_record_is_told_before_anything_is_changed(goes_on, le
     lines = (left / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (left / "metrics.jsonl").write_bytes(b"".join([*lines[:3], b"\0\0\0\n", *lines[4:]]))
     before = contents(left)
-    with pytest.raises(ConfigError, match="metrics.jsonl: line 4 is no record"):
+    with pytest.raises(ConfigError, match=r"metrics.jsonl: line 4 is no record"):
         goes_on(left, after=8)
     assert contents(left) == before
 
