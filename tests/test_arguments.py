@@ -64,7 +64,7 @@ def test_an_arm_set_where_arms_are_no_table(tmp_path):
 SWEEPS = {
     "one rate": (
         [],
-        "digits.toml: a sweep needs several learning rates; give --learning-rates 0.001,0.01 or a list in",
+        "digits.toml: a sweep needs several learning rates in each arm; give --learning-rates 0.001,0.01 or a list in",
     ),
     "one rate given": (["--learning-rates", "0.5"], "a sweep needs several learning rates"),
     "no rates given": (["--learning-rates", ""], "optimizer.learning_rate: is an empty list; give one number, or sev"),
