@@ -117,7 +117,7 @@ def functions(
         updates, opt_state = optimizer(member).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = _averaged(state.average, params, state.step, train.ema) if train.ema else ()
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(updates))
+        finite = jnp.all(jnp.stack([jnp.isfinite(array).all() for array in (loss, *jax.tree.leaves(updates))]))
         unseen = (state.nonfinite_step == NOT_YET) & ~finite
         nonfinite_step = jnp.where(unseen, state.step + 1, state.nonfinite_step)
         return State(params, model_state, opt_state, average, state.step + 1, nonfinite_step), loss

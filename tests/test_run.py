@@ -164,7 +164,9 @@ def test_arms_of_a_seed_start_from_the_same_directions_and_see_the_same_batches(
 def test_a_loss_that_is_not_finite_stops_the_run_of_one_member(tmp_path):
     changes = settings("optimizer.learning_rate=1e30", "train.seeds=1")
     error = fails("train", DIGITS, "--arm", "plain", "--out", tmp_path / "run", *changes, code=1)
-    assert "the loss of arm 'plain' (learning rate 1e+30, seed 0) was not finite at step 2; no checkpoint" in error
+    assert (
+        "the loss of arm 'plain' (learning rate 1e+30, seed 0), or its update, was not finite at step 2; no ch" in error
+    )
     (record,) = read_records(tmp_path / "run" / "metrics.jsonl")
     assert (record["train_loss"], record["nonfinite_step"]) == ([None], [2])
 
