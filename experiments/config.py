@@ -48,7 +48,8 @@ class TrainConfig(Table):
 
     Every `record_every` steps the mean training loss is recorded, every `evaluate_every` steps (default: as often) the
     network is evaluated, and every `checkpoint_every` steps (default: as often as it is evaluated) everything is saved.
-    `ema` is the decay of an average of the parameters, which is then what is evaluated; 0: none.
+    `ema` is the decay of an average of the parameters, which is then what is evaluated; 0: none. (Running averages of
+    batch normalization stay those of the parameters themselves.)
     `devices` is how many share each batch (default: all that divide it). A loss that is not finite stops the run, or
     where an arm has several seeds or learning rates, marks that one, unless `on_nonfinite` says otherwise.
     `steps_per_call` and `members_per_call` are how many steps and how many seeds and rates make one compiled call

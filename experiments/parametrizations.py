@@ -1,6 +1,7 @@
 """How a model's weights are written: as they are, weight-normalized, or with a scale that stays.
 
-To add one, write a function below and name it in `Name` and `rewrite`.
+To add one, name it in `Name` and say in `rewrite` what it makes of the parameters; where it has a node of its own, say
+in `is_frozen` and `_vectors` which of its arrays are not trained, and what the norms of its vectors are.
 """
 
 from __future__ import annotations
@@ -56,16 +57,18 @@ def rewrite(name: Name, params: Any, axes: Axes, from_data: Callable[[Any], Any]
     nodes = wn.reparameterize(params, axes)
     if from_data is not None:
         nodes = from_data(nodes)
-    return nodes if name == "weight_norm" else _map_nodes(_freeze, nodes)
+    return nodes if name == "weight_norm" else jax.tree.map(_freeze, nodes, is_leaf=_is_node)
 
 
 def is_frozen(params: Any) -> Any:
     """The structure of `params` with True at the leaves that are not trained."""
 
     def mark(x: Any) -> Any:
-        return dataclasses.replace(x, v=False, scale=True) if isinstance(x, FrozenScale) else False
+        if isinstance(x, FrozenScale):
+            return dataclasses.replace(x, v=False, scale=True)
+        return jax.tree.map(lambda _: False, x)
 
-    return jax.tree.map(mark, params, is_leaf=lambda x: isinstance(x, FrozenScale))
+    return jax.tree.map(mark, params, is_leaf=_is_node)
 
 
 def vectors(params: Any, axes: Axes) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -73,27 +76,22 @@ def vectors(params: Any, axes: Axes) -> dict[str, tuple[jax.Array, jax.Array]]:
 
     Both have a number for each feature, their reduced axes kept.
     """
-    is_leaf = lambda x: isinstance(x, wn.WeightNorm | FrozenScale)  # noqa: E731
-    pairs = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_leaf)
+    pairs = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_node)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
     return {path: _vectors(leaves[path], reduced) for path, reduced in axes.items()}
 
 
 def _vectors(leaf: Any, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    trained = leaf.v if isinstance(leaf, wn.WeightNorm | FrozenScale) else leaf
+    trained = leaf.v if _is_node(leaf) else leaf
     norm = jnp.sqrt(jnp.sum(jnp.square(trained), axis=axes, keepdims=True))
     if isinstance(leaf, wn.WeightNorm):
         return norm, abs(leaf.g)
     return norm, norm * abs(leaf.scale) if isinstance(leaf, FrozenScale) else norm
 
 
-def _freeze(node: Any) -> FrozenScale:
-    v, scale = node.factors()
-    return FrozenScale(v, scale, node.axes)
+def _freeze(x: Any) -> Any:
+    return FrozenScale(*x.factors(), x.axes) if isinstance(x, wn.WeightNorm) else x
 
 
-def _map_nodes(function: Callable[[Any], Any], params: Any) -> Any:
-    def apply(x: Any) -> Any:
-        return function(x) if isinstance(x, wn.WeightNorm) else x
-
-    return jax.tree.map(apply, params, is_leaf=lambda x: isinstance(x, wn.WeightNorm))
+def _is_node(x: Any) -> bool:
+    return isinstance(x, wn.WeightNorm | FrozenScale)

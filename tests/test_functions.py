@@ -103,6 +103,15 @@ def test_the_first_step_whose_loss_is_not_finite_is_marked(bad):
     assert marks == [NOT_YET] * 3 + [4] * 3
 
 
+def test_an_update_that_is_not_finite_is_marked_though_its_loss_is():
+    _, functions, state = start("plain")
+    train = {"x": 1e4 * DATASET.train["x"], "y": DATASET.train["y"]}
+    member = training.Member(MEMBER.seed, jnp.float32(3e38))
+    state, losses = jit(functions.advance)(state, member, train, functions.order(member, 0)[:1])
+    assert np.isfinite(losses).all()
+    assert int(state.nonfinite_step) == 1
+
+
 @pytest.mark.parametrize("weights", ["plain", "weight_norm", "frozen_scale"])
 def test_statistics_are_means_over_the_features(weights):
     settings = [f"arms.weight_norm.model.weights={weights}", FRAMEWORK, "optimizer.schedule=linear_second_half"]

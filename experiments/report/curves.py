@@ -83,10 +83,11 @@ def draw(axes: Axes, panel: Panel) -> None:
 
 
 def share(figures: Sequence[Axes]) -> None:
-    """The same limits on all axes."""
-    for limits, set_ in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
-        low, high = zip(*(getattr(axes, limits)() for axes in figures), strict=True)
-        for axes in figures:
+    """The same limits on all axes; in height, on those that show something."""
+    logarithmic = [axes for axes in figures if axes.get_yscale() == "log"]
+    for limits, set_, own in (("get_xlim", "set_xlim", figures), ("get_ylim", "set_ylim", logarithmic or figures)):
+        low, high = zip(*(getattr(axes, limits)() for axes in own), strict=True)
+        for axes in own:
             getattr(axes, set_)(min(low), max(high))
     for axes in figures:
         _plain_ticks(axes)

@@ -43,8 +43,6 @@ CONFIGS = (MLPConfig, ConvPoolConfig)
 
 def build(config: MLPConfig | ConvPoolConfig, dataset: Dataset) -> Task:
     """The task for one of these networks."""
-    if set(dataset.train) != {"x", "y"}:
-        raise ConfigError(f"model.name: {config.name!r} needs examples with labels, which this data set has not")
     network = _network(config, dataset)
 
     def init(key: jax.Array, examples: Examples) -> tuple[Params, ModelState]:
