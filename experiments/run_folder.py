@@ -19,7 +19,7 @@ from typing import Any
 import filelock
 import tomli_w
 
-from experiments import toml_file
+from experiments import files, toml_file
 from experiments.checkpoints import Checkpoints
 from experiments.config import Experiment
 from experiments.environment import environment
@@ -28,8 +28,7 @@ from experiments.tensorboard import EventFiles
 from experiments.tensorboard import require as require_tensorboard
 
 Record = dict[str, Any]
-_LOCK, _CONFIG, _ENVIRONMENT = ".lock", "config.toml", "environment.json"
-_UNFINISHED = ".unfinished"
+_CONFIG, _ENVIRONMENT = "config.toml", "environment.json"
 # Keys that change no number: data is checked by its content, wherever it lies.
 _MAY_DIFFER = (".data.dir", ".train.on_nonfinite", ".train.keep_checkpoints")
 _ELSEWHERE = "choose another folder with --out"
@@ -50,9 +49,9 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_lock(path))
             check(path, experiment, resume)  # again, now that nobody else can change it
-            _write(path / _ENVIRONMENT, json.dumps(_environments(path), indent=2) + "\n")
+            files.write(path / _ENVIRONMENT, json.dumps(_environments(path), indent=2) + "\n")
             if not (path / _CONFIG).exists():
-                _write(path / _CONFIG, tomli_w.dumps(toml_file.to_dict(experiment)))
+                files.write(path / _CONFIG, tomli_w.dumps(toml_file.to_dict(experiment)))
             self.checkpoints = Checkpoints(path / "checkpoints", experiment.train.keep_checkpoints)
             self._open = stack.pop_all()
 
@@ -68,7 +67,7 @@ class RunFolder:
             times = read_records(self.path / "times.jsonl", strict=False)
             for name, all_records in (("metrics.jsonl", records), ("times.jsonl", times)):
                 kept = [record for record in all_records if record["step"] <= (step or 0)]
-                _write(self.path / name, "".join(_line(record) for record in kept))
+                files.write(self.path / name, "".join(_line(record) for record in kept))
                 self._files[name] = self._open.enter_context((self.path / name).open("ab", buffering=0))
         if self._tensorboard:
             events = EventFiles(self.path / "tensorboard", (step or 0) + 1, self._experiment.train.first_seed)
@@ -137,7 +136,7 @@ def check(path: Path, experiment: Experiment, resume: bool) -> None:
     except OSError as error:
         raise ConfigError(f"{path}: the run folder cannot be used: {error}; {_ELSEWHERE}") from None
     if stored is None:
-        if {name for name in found if not name.endswith(_UNFINISHED)} - {_LOCK, _ENVIRONMENT, "checkpoints"}:
+        if {name for name in found if not name.startswith(".")} - {_ENVIRONMENT, "checkpoints"}:
             raise ConfigError(f"{path}: already exists, is not empty and holds no run; {_ELSEWHERE}")
     elif not resume:
         raise ConfigError(f"{path}: holds a run already; go on with it by --resume, or {_ELSEWHERE}")
@@ -149,31 +148,16 @@ def check(path: Path, experiment: Experiment, resume: bool) -> None:
 
 
 def read_records(path: Path, strict: bool = True) -> list[Record]:
-    """The records of a file of JSON lines, less a last one that a crash cut off; none where there is no file.
+    """The records of a file of JSON lines; none where there is no file.
 
     Raises:
         ConfigError: a line is no record. If not `strict`, it is left out.
     """
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line) if line.endswith(b"\n") else None
-            if record is not None:
-                records.append({**record, "arm": str(record["arm"]), "step": int(record["step"])})
-        except (ValueError, KeyError, TypeError):
-            if strict:
-                raise ConfigError(
-                    f"{path}: line {number} is no record: {line[:60]!r}; mend it, or cut the file off before it"
-                ) from None
-    return records
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    unfinished = path.with_name(path.name + _UNFINISHED)
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    lines = files.read_lines(path, strict) if path.exists() else []
+    for number, record in lines:
+        if strict and not (isinstance(record.get("step"), int) and "arm" in record):
+            raise ConfigError(f"{path}, line {number}: has no arm or no step; remove or mend the line")
+    return [record for _, record in lines if isinstance(record.get("step"), int)]
 
 
 def _environments(path: Path) -> dict[str, Any]:
@@ -188,7 +172,7 @@ def _environments(path: Path) -> dict[str, Any]:
 def _lock(path: Path) -> Iterator[None]:
     """The folder for this process alone. The system takes the lock back from a process that is killed."""
     try:
-        with filelock.FileLock(path / _LOCK, timeout=0):
+        with filelock.FileLock(path / ".lock", timeout=0):
             yield
     except filelock.Timeout:
         raise ConfigError(f"{path}: another process is working in it; wait for it, or {_ELSEWHERE}") from None

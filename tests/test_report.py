@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from experiments import files
 from experiments.errors import ConfigError
-from experiments.report import charts, files, report, runs, summary
+from experiments.report import charts, report, runs, summary
 from tests.run_folders import RECORDS, TIMES, printed, record, write_run
 
 
@@ -168,6 +169,16 @@ def test_errors_of_folders(tmp_path):
         report([write_run(tmp_path)], tmp_path / "file" / "in-a-file")
 
 
+def test_a_rate_at_which_seeds_diverged_is_not_the_best(tmp_path):
+    """However well the seed did that is left."""
+    records = [
+        record("a", 10, [0.5, 0.5], [0.4, 0.4], rate=0.1, metric="validation_error"),
+        record("a", 10, [0.5, None], [0.1, 0.9], rate=0.3, metric="validation_error", nonfinite_step=[None, 4]),
+    ]
+    rows = summarized(write_run(tmp_path, records))
+    assert [(row.diverged, row.held_out, row.chosen) for row in rows] == [(0, 0.4, "best"), (1, 0.1, None)]
+
+
 def test_a_file_that_cannot_be_replaced_stays_whole(tmp_path, monkeypatch):
     files.write(tmp_path / "a", "before")
 
@@ -175,7 +186,7 @@ def test_a_file_that_cannot_be_replaced_stays_whole(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(files.os, "replace", full)
-    with pytest.raises(ConfigError, match="disk full"):
+    with pytest.raises(OSError, match="disk full"):
         files.write(tmp_path / "a", "after")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "before")]
 

@@ -170,7 +170,7 @@ def test_a_line_that_is_no_record_is_told_before_anything_is_changed(goes_on, le
     lines = (left / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (left / "metrics.jsonl").write_bytes(b"".join([*lines[:3], b"\0\0\0\n", *lines[4:]]))
     before = contents(left)
-    with pytest.raises(ConfigError, match=r"metrics.jsonl: line 4 is no record"):
+    with pytest.raises(ConfigError, match=r"metrics.jsonl, line 4: not valid JSON"):
         goes_on(left, after=8)
     assert contents(left) == before
 
@@ -192,7 +192,7 @@ def test_a_torn_line_and_unfinished_files_do_not_matter(goes_on, left):
         file.write('{"arm": "pl')
     (left / "environment.json").write_text('{"comm')
     (left / "checkpoints" / "10.orbax-checkpoint-tmp-17").mkdir()
-    (left / "config.toml.unfinished").write_text("name =")
+    (left / ".config.toml.x1y2").write_text("name =")
     goes_on(left, after=8)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from experiments.report import charts, curves, files, summary
+from experiments import files
+from experiments.errors import ConfigError
+from experiments.report import charts, curves, summary
 from experiments.report.page import page
 from experiments.report.runs import Run, read_all
 from experiments.report.summary import Row, summarize
@@ -45,9 +47,14 @@ def report(paths: Iterable[Path], out: Path | None = None) -> Report:
         curves=folder / "curves.png",
         page=folder / "report.html",
     )
-    summary.write_summary(rows, written.summary)
-    curves.write_png(charts.over_time(runs, rows), _heading(runs), written.curves)
-    files.write(written.page, page(runs, rows, _heading(runs)))
+    try:
+        summary.write_summary(rows, written.summary)
+        curves.write_png(charts.over_time(runs, rows), _heading(runs), written.curves)
+        files.write(written.page, page(runs, rows, _heading(runs)))
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: the report cannot be written: {error}; choose another folder with --out"
+        ) from None
     return written
 
 

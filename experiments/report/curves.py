@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments.report import files
+from experiments import files
 from experiments.report.charts import Chart, Line, Panel
 
 # Okabe & Ito's palette, which people with any colour vision can tell apart; with as many dashes, 28 looks.

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import files
 from experiments.errors import ConfigError
 
 _FILES = ("config.toml", "environment.json", "metrics.jsonl")
@@ -158,7 +159,7 @@ def _curves(path: Path, run: str) -> list[Curve]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    records = _lines(path)
+    records = files.read_lines(path)
     seeds: dict[tuple[str, float], int] = {}
     for number, record in records:
         where = f"{path}, line {number}"
@@ -217,7 +218,7 @@ def _nonfinite(records: list[dict[str, Any]]) -> tuple[int | None, ...]:
 def _seconds(path: Path) -> dict[str, dict[int, float]]:
     """Seconds per step by arm and step; times are a supplement, so a run folder may be without them."""
     seconds: dict[str, dict[int, float]] = {}
-    for number, record in _lines(path) if path.is_file() else []:
+    for number, record in files.read_lines(path) if path.is_file() else []:
         try:
             seconds.setdefault(record["arm"], {})[record["step"]] = float(record["seconds_per_step"])
         except (KeyError, TypeError, ValueError):
@@ -225,28 +226,9 @@ def _seconds(path: Path) -> dict[str, dict[int, float]]:
     return seconds
 
 
-def _lines(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines, numbered from 1."""
-    lines = _text(path).split("\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    objects = []
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):
-                break  # torn: the run was stopped while it wrote
-            raise ConfigError(f"{path}, line {number}: not valid JSON: {error}; remove or mend the line") from None
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path}, line {number}: must be a JSON object; got {value!r}")
-        objects.append((number, value))
-    return objects
-
-
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8", errors="replace")  # a torn line may end within a character
+        return path.read_bytes().decode("utf-8", errors="replace")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
 

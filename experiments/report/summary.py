@@ -14,7 +14,8 @@ import rich.box
 from rich.markup import escape
 from rich.table import Table
 
-from experiments.report import files, spread
+from experiments import files
+from experiments.report import spread
 from experiments.report.runs import Curve, Run
 
 
