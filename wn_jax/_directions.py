@@ -84,6 +84,11 @@ def project_directions() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def node_lengths(params: Any) -> dict[str, jax.Array]:
+    """`||v||` of every node, by path, shaped as `g`."""
+    return {path: _lengths(node)[0] for path, node in _nodes(params).items()}
+
+
 def lengths_to_keep(params: Any) -> dict[str, jax.Array]:
     """`||v||` of every node that holds a `v`, by path; 0 where there is no direction to keep."""
     nodes = {path: node for path, node in _nodes(params).items() if _has_direction(node)}

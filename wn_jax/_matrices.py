@@ -1,0 +1,229 @@
+"""Which matrices there are, and how each is multiplied with a vector. What an operator is, is `_operators`' to say.
+
+Sources: Pearlmutter 1994 (products with the Hessian), Schraudolph 2002 (with the Gauss-Newton matrix), Martens 2014,
+arXiv 1412.1193 (which Fisher matrix is which).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wn_jax._operators import LinearOperator, Product, Whole, operator
+
+Loss = Callable[[Any, Any], jax.Array]
+Likelihood = Literal["categorical", "bernoulli", "normal"]
+Divergence = Callable[[Any, Any], jax.Array]
+
+
+def hessian(loss: Loss, batch_size: int | None = None) -> Callable[[Any, Any], LinearOperator]:
+    """The Hessian of `loss(params, batch)`.
+
+    For a network of ReLUs this is the Hessian of the linear piece that the parameters lie in: that of the smooth
+    parts, without what happens at the kinks, where there is none.
+
+    Arguments:
+        loss: returns a scalar. It gets the parameters as they are: for trees with nodes, `wn_jax.wrap(loss)`.
+        batch_size: how many examples (along the leading axis of every array of the batch) a product takes at once;
+            the loss must then be a mean over examples. Default: all.
+
+    Returns:
+        `(params, batch) -> LinearOperator`. It raises `ValueError` where the parameters hold integers or numbers of
+        less than 32 bits, the batch does not divide, or the loss is not a scalar, not finite, or not twice
+        differentiable in reverse mode (a `lax.while_loop` is not; `lax.scan` is).
+
+    >>> H = hessian(lambda params, batch: params["w"][0] ** 3 * batch)({"w": jnp.array([2.0])}, 5.0)
+    >>> H({"w": jnp.array([1.0])})
+    {'w': Array([60.], dtype=float32)}
+    """
+
+    def product(whole: Whole, arrays: Any, batch: Any, vector: Any) -> Any:
+        gradient = jax.grad(lambda arrays: loss(whole(arrays), batch))
+        return jax.jvp(gradient, (arrays,), (vector,))[1]
+
+    return operator("hessian", loss, _is_scalar, product, batch_size)
+
+
+def gauss_newton(
+    model: Callable[[Any, Any], Any], loss: Callable[[Any, Any], jax.Array], batch_size: int | None = None
+) -> Callable[[Any, Any], LinearOperator]:
+    """The generalized Gauss-Newton matrix `J' H J` of `loss(model(params, batch), batch)`.
+
+    J is the Jacobian of the model's outputs, H the Hessian of the loss in these. It is positive semidefinite where the
+    loss is convex in the outputs, and it is the Hessian where the model is linear or fits perfectly.
+
+    Arguments:
+        model: `(params, batch) -> outputs`, a tree of arrays; `wn_jax.wrap(model)` for trees with nodes.
+        loss: `(outputs, batch) -> scalar`.
+        batch_size: as in `hessian`.
+
+    Returns and raises: as `hessian`; the model must also have a forward mode (a `jax.custom_vjp` has none).
+
+    >>> model, loss = lambda params, x: x @ params, lambda outputs, x: 0.5 * jnp.mean(outputs**2)
+    >>> x = jnp.array([[1.0, 0.0], [0.0, 3.0]])
+    >>> gauss_newton(model, loss)(jnp.ones(2), x).dense()
+    Array([[0.5, 0. ],
+           [0. , 4.5]], dtype=float32)
+    """
+
+    def value(params: Any, batch: Any) -> jax.Array:
+        return loss(model(params, batch), batch)
+
+    return operator("gauss_newton", value, _is_scalar, _gauss_newton_product(model, loss), batch_size)
+
+
+def fisher(
+    model: Callable[[Any, Any], jax.Array], likelihood: Likelihood | Divergence, batch_size: int | None = None
+) -> Callable[[Any, Any], LinearOperator]:
+    """The Fisher information matrix of the model's own predictions, averaged over the inputs of the batch.
+
+    It is the expectation of `grad log p(y|x) grad log p(y|x)'` over labels y that the model predicts, not over those of
+    the data (see `empirical_fisher`). For the named likelihoods it equals the Gauss-Newton matrix of the negative
+    log-likelihood.
+
+    Arguments:
+        model: `(params, batch) -> outputs` with a leading axis of examples; `wn_jax.wrap(model)` for trees with nodes.
+        likelihood: what the outputs are: "categorical" (logits, along the last axis), "bernoulli" (logits) or "normal"
+            (means, of variance 1). Or a function `(outputs, others) -> scalar`: the Kullback-Leibler divergence of what
+            the others predict from what the outputs do, as a mean over examples.
+        batch_size: as in `hessian`.
+
+    Returns and raises: as `gauss_newton`.
+
+    >>> F = fisher(lambda params, x: x * params, "bernoulli")(jnp.array([0.0]), jnp.array([[2.0]]))
+    >>> F(jnp.array([1.0]))  # x^2 p (1 - p)
+    Array([1.], dtype=float32)
+    """
+    if not callable(likelihood) and likelihood not in _DIVERGENCES:
+        raise ValueError(f"likelihood {likelihood!r} is not known; use {', '.join(_DIVERGENCES)} or a divergence")
+    divergence = likelihood if callable(likelihood) else _DIVERGENCES[likelihood]
+
+    def value(params: Any, batch: Any) -> jax.Array:
+        outputs = model(params, batch)
+        return divergence(jax.lax.stop_gradient(outputs), outputs)
+
+    def from_these(outputs: Any, batch: Any) -> jax.Array:
+        return divergence(jax.lax.stop_gradient(outputs), outputs)
+
+    return operator("fisher", value, _is_scalar, _gauss_newton_product(model, from_these), batch_size)
+
+
+def empirical_fisher(losses: Loss, batch_size: int | None = None) -> Callable[[Any, Any], LinearOperator]:
+    """The mean over examples of `grad_i grad_i'`, the uncentred second moment of the gradients.
+
+    It is made of the data's labels, and near a fit it vanishes where the Fisher matrix does not (Kunstner, Balles &
+    Hennig 2019, arXiv 1905.12558). A product costs about as much as one with the Gauss-Newton matrix; no example's
+    gradient is ever formed.
+
+    Arguments:
+        losses: `(params, batch) -> (examples,)`, the loss of each; `wn_jax.wrap(losses)` for trees with nodes.
+        batch_size: as in `hessian`.
+
+    Returns and raises: as `gauss_newton`, but for the loss, which must be a vector.
+
+    >>> losses = lambda params, x: 0.5 * (x @ params) ** 2
+    >>> empirical_fisher(losses)(jnp.array([1.0, 1.0]), jnp.array([[1.0, 0.0], [0.0, 2.0]])).dense()
+    Array([[0.5, 0. ],
+           [0. , 8. ]], dtype=float32)
+    """
+
+    def product(whole: Whole, arrays: Any, batch: Any, vector: Any) -> Any:
+        along, pull_back = _both_modes(lambda arrays: losses(whole(arrays), batch), arrays, vector)
+        return pull_back(along / along.size)
+
+    return operator("empirical_fisher", losses, _is_vector, product, batch_size)
+
+
+def gradient_covariance(losses: Loss, batch_size: int | None = None) -> Callable[[Any, Any], LinearOperator]:
+    """The covariance over examples of the gradients, `mean((grad_i - grad) (grad_i - grad)')`.
+
+    On a tree of nodes this is equation 4 of the paper at work: where C is the covariance for a weight vector w, that
+    for its v is `(g/||v||)^2 M C M`, with `M = I - w w'/||w||^2`.
+
+    Arguments, returns and raises: as `empirical_fisher`.
+
+    >>> losses = lambda params, x: x @ params
+    >>> gradient_covariance(losses)(jnp.ones(2), jnp.array([[1.0, 5.0], [3.0, 5.0]])).dense()
+    Array([[1., 0.],
+           [0., 0.]], dtype=float32)
+    """
+
+    def product(whole: Whole, arrays: Any, batch_and_mean: Any, vector: Any) -> Any:
+        batch, mean = batch_and_mean
+        along, pull_back = _both_modes(lambda arrays: losses(whole(arrays), batch), arrays, vector)
+        centred = (along - optax.tree.vdot(mean, vector)) / along.size
+        total = jnp.sum(centred)
+        return jax.tree.map(lambda moment, own: moment - total * own, pull_back(centred), mean)
+
+    def mean_gradient(whole: Whole, arrays: Any, batch: Any, _: Any) -> Any:
+        return jax.grad(lambda arrays: jnp.mean(losses(whole(arrays), batch)))(arrays)
+
+    means_of = operator("gradient_covariance", losses, _is_vector, mean_gradient, batch_size)
+
+    def at(params: Any, batch: Any) -> LinearOperator:
+        means = means_of(params, batch)
+        mean = means(means.params)
+        chunks = tuple((chunk, mean) for chunk in means.chunks)
+        return dataclasses.replace(means, chunks=chunks, product=product)
+
+    return at
+
+
+def _gauss_newton_product(model: Any, loss: Any) -> Product:
+    def product(whole: Whole, arrays: Any, batch: Any, vector: Any) -> Any:
+        def outputs_of(arrays: Any) -> Any:
+            return model(whole(arrays), batch)
+
+        along, pull_back = _both_modes(outputs_of, arrays, vector)
+        outputs = outputs_of(arrays)
+        return pull_back(jax.jvp(jax.grad(lambda outputs: loss(outputs, batch)), (outputs,), (along,))[1])
+
+    return product
+
+
+def _both_modes(function: Any, arrays: Any, vector: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """The derivative of a function along a vector, and its transpose. XLA computes what the two share once."""
+    _, pull_back = jax.vjp(function, arrays)
+    return jax.jvp(function, (arrays,), (vector,))[1], lambda cotangent: pull_back(cotangent)[0]
+
+
+def _is_scalar(value: Any) -> str | None:
+    if isinstance(value, jax.ShapeDtypeStruct) and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating):
+        return None
+    return f"the loss must return a real scalar, such as a mean over examples; it returns {_described(value)}"
+
+
+def _is_vector(value: Any) -> str | None:
+    if isinstance(value, jax.ShapeDtypeStruct) and len(value.shape) == 1 and jnp.issubdtype(value.dtype, jnp.floating):
+        return None
+    return f"losses must return a vector with the loss of each example, and no mean; it returns {_described(value)}"
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"an array of shape {value.shape} and dtype {value.dtype}"
+    return f"a {type(value).__name__}; leave auxiliary outputs out"
+
+
+def _categorical(outputs: jax.Array, others: jax.Array) -> jax.Array:
+    log_p, log_q = jax.nn.log_softmax(outputs), jax.nn.log_softmax(others)
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q)) / len(outputs)
+
+
+def _bernoulli(outputs: jax.Array, others: jax.Array) -> jax.Array:
+    p = jax.nn.sigmoid(outputs)
+    same = p * (jax.nn.log_sigmoid(outputs) - jax.nn.log_sigmoid(others))
+    other = (1 - p) * (jax.nn.log_sigmoid(-outputs) - jax.nn.log_sigmoid(-others))
+    return jnp.sum(same + other) / len(outputs)
+
+
+def _normal(outputs: jax.Array, others: jax.Array) -> jax.Array:
+    return 0.5 * jnp.sum(jnp.square(outputs - others)) / len(outputs)
+
+
+_DIVERGENCES: dict[str, Divergence] = {"categorical": _categorical, "bernoulli": _bernoulli, "normal": _normal}

@@ -1,0 +1,160 @@
+"""A matrix over the entries of a parameter tree, as a linear operator: nothing but products with vectors is computed.
+
+This file owns what an operator is and the checks before there is one; which matrices there are is for `_matrices`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from operator import itemgetter
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+
+from wn_jax._differentiable import Rest, combine, like, split
+
+Whole = Callable[[Any], Any]
+"""Makes the whole parameter tree of its arrays."""
+
+Product = Callable[[Whole, Any, Any, Any], Any]
+"""`(whole, arrays, batch, vector) -> vector`"""
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("params", "chunks"), meta_fields=("product", "rest"))
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearOperator:
+    """A symmetric matrix over the entries of a parameter tree. `operator(vector)` is its product with a vector.
+
+    Vectors are trees like the parameters; where these hold something else than arrays (a function, in an Equinox
+    model), so may they, and products hold `None`. Each product is compiled once for all parameters and batches of
+    the same shapes. An operator is a pytree, and so may be an argument of a function under `jit`.
+
+    Attributes:
+        params: the arrays of the parameters, at which the matrix is taken.
+        chunks: the batch, in parts of equal size; the matrix is the mean of theirs.
+    """
+
+    params: Any
+    chunks: tuple[Any, ...]
+    product: Product
+    rest: Rest
+
+    def __call__(self, vector: Any) -> Any:
+        """The matrix times a vector.
+
+        Raises:
+            ValueError: the vector is no tree like the parameters.
+        """
+        vector = like(self.params, vector)
+        total = None
+        for (
+            chunk
+        ) in self.chunks:  # and not by `lax.scan`, in which XLA's CPU backend is 20 times slower at convolutions
+            product = _product(self.product, self.rest, self.params, chunk, vector)
+            total = product if total is None else _sum(total, product)
+        return total if len(self.chunks) == 1 else _divided(total, len(self.chunks))
+
+    @property
+    def size(self) -> int:
+        """How many rows the matrix has."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    def dense(self) -> jax.Array:
+        """The whole matrix, (size, size), made by as many products; in the order of `jax.flatten_util.ravel_pytree`."""
+        units = jnp.eye(self.size, dtype=jnp.result_type(*jax.tree.leaves(self.params)))
+        return jnp.stack([jax.flatten_util.ravel_pytree(self(self.unravel(unit)))[0] for unit in units])
+
+    def unravel(self, vector: jax.Array) -> Any:
+        """A flat vector, in the order of `dense`, as a tree."""
+        return jax.flatten_util.ravel_pytree(self.params)[1](vector)
+
+
+def operator(
+    name: str,
+    value: Callable[[Any, Any], Any],
+    wrong: Callable[[Any], str | None],
+    product: Product,
+    batch_size: int | None,
+) -> Callable[[Any, Any], LinearOperator]:
+    """The function `(params, batch) -> LinearOperator`, which first checks all that can be.
+
+    Arguments:
+        name: of the matrix, for messages.
+        value: `(params, batch) -> value`, what is differentiated, as a whole.
+        wrong: of the value's shape and dtype, what is wrong with it, or None.
+        product: with one part of the batch.
+        batch_size: how many examples are in a part, or None for all.
+    """
+    compiled = jax.jit(lambda rest, arrays, chunk: value(combine(arrays, rest), chunk), static_argnums=0)
+
+    def at(params: Any, batch: Any) -> LinearOperator:
+        arrays, rest = split(params)
+        operator = LinearOperator(arrays, _chunks(batch, batch_size), product, rest)
+        if problem := wrong(jax.eval_shape(functools.partial(compiled, rest), arrays, operator.chunks[0])):
+            raise ValueError(f"{name}: {problem}")
+        _check_differentiable(name, operator)
+        for number, chunk in enumerate(operator.chunks):
+            found = compiled(rest, arrays, chunk)
+            if not isinstance(found, jax.core.Tracer) and not jnp.isfinite(found).all():
+                where = f" in part {number} of the batch" if len(operator.chunks) > 1 else ""
+                raise ValueError(
+                    f"{name}: the loss at these parameters{where} is {found}, so it has no curvature there; go back to "
+                    "parameters at which it is finite"
+                )
+        return operator
+
+    return at
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _product(product: Product, rest: Rest, arrays: Any, chunk: Any, vector: Any) -> Any:
+    return product(lambda arrays: combine(arrays, rest), arrays, chunk, vector)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _sum(total: Any, other: Any) -> Any:
+    return jax.tree.map(jnp.add, total, other)
+
+
+@jax.jit
+def _divided(total: Any, count: int) -> Any:
+    return jax.tree.map(lambda array: array / count, total)
+
+
+def _check_differentiable(name: str, operator: LinearOperator) -> None:
+    try:
+        chunk = operator.chunks[0]
+        jax.eval_shape(
+            functools.partial(_product, operator.product, operator.rest), operator.params, chunk, operator.params
+        )
+    except Exception as error:
+        raise ValueError(
+            f"{name}: the derivatives that a product takes are not there: {str(error).splitlines()[0]} "
+            "(a lax.while_loop, or a fori_loop with a traced number of trips, has no reverse mode, lax.scan has; "
+            "a jax.custom_vjp has no forward mode, jax.custom_jvp has both)"
+        ) from error
+
+
+def _chunks(batch: Any, size: int | None) -> tuple[Any, ...]:
+    if size is None:
+        return (batch,)
+    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+    if len(lengths) != 1 or lengths == {()}:
+        raise ValueError(
+            f"batch_size splits every array of the batch along a leading axis of examples, and theirs are "
+            f"{sorted(length[0] if length else 'missing' for length in lengths)}; leave batch_size out"
+        )
+    ((examples,),) = lengths
+    if size < 1 or examples % size:
+        divisors = [divisor for divisor in range(1, examples + 1) if examples % divisor == 0]
+        near = sorted(divisors, key=lambda divisor: abs(divisor - size))[:2]
+        raise ValueError(
+            f"batch_size {size} does not divide the {examples} examples of the batch, and parts of different sizes "
+            f"would not count alike; use {' or '.join(map(str, sorted(near)))}, or cut the batch"
+        )
+    parts = [slice(start, start + size) for start in range(0, examples, size)]
+    return tuple(jax.tree.map(itemgetter(part), batch) for part in parts)

@@ -1,0 +1,82 @@
+"""What a step in the parameters that are trained does to the weights that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from wn_jax._directions import node_lengths
+from wn_jax._transform import reconstruct
+
+
+def weight_step(
+    loss: Callable[[Any, Any], jax.Array], weights: Callable[[Any], Any] = reconstruct
+) -> Callable[[Any, Any], Any]:
+    """The direction in which a small step of gradient descent moves the weights: `J J' grad_w`.
+
+    J is the Jacobian of the weights by the parameters. A step of size `lr` in the parameters changes the weights by
+    `-lr * J J' grad_w` to first order, whatever the parametrization; so, at one set of weights, parametrizations are
+    compared by these vectors: with each other, with the gradient (that of plain weights, where J is the identity) and
+    with the natural gradient.
+
+    Arguments:
+        loss: `(plain params, batch) -> scalar`, a function of the *weights*.
+        weights: what plain parameters the trained ones stand for; by default their nodes' weights.
+
+    Returns:
+        `(params, batch) -> step`, a tree like the plain parameters.
+
+    >>> from wn_jax import WeightNorm
+    >>> node = WeightNorm.from_weight(jnp.array([[3.0], [4.0]]), -2)
+    >>> step = weight_step(lambda params, scale: scale * jnp.sum(params["w"]))({"w": node}, 1.0)
+    >>> print(step["w"].T)  # here ||v|| = g, so J J' is the identity
+    [[1. 1.]]
+    """
+
+    def step(params: Any, batch: Any) -> Any:
+        plain, pull_back = jax.vjp(weights, params)
+        (in_params,) = pull_back(jax.grad(loss)(plain, batch))
+        return jax.jvp(weights, (params,), (in_params,))[1]
+
+    return step
+
+
+def cosine(first: Any, second: Any) -> jax.Array:
+    """The cosine of the angle between two trees of one structure, as vectors; NaN where one is 0.
+
+    >>> print(cosine({"a": jnp.array([1.0, 0.0])}, {"a": jnp.array([3.0, 4.0])}))
+    0.6
+    """
+    first, second = (optax.tree.scale(1 / optax.tree.norm(tree), tree) for tree in (first, second))
+    return optax.tree.vdot(first, second)
+
+
+def norm_growth(before: Any, after: Any) -> dict[str, dict[str, jax.Array]]:
+    """How much longer an update made each `v`, and how much longer it would have if it were orthogonal to `v`.
+
+    A gradient is orthogonal to `v`, so that under plain SGD `||v'|| = sqrt(1 + c^2) ||v||`, with `c` the length of the
+    step over `||v||` (section 2.2 of the paper). Momentum and Adam depart from that.
+
+    Arguments:
+        before: a tree with nodes.
+        after: the same tree after the update.
+
+    Returns:
+        `{path: {"c": ..., "growth": ||v'|| / ||v||, "law": sqrt(1 + c^2)}}`, each shaped as the node's `g`.
+
+    >>> from wn_jax import WeightNorm
+    >>> before, after = ({"w": WeightNorm(jnp.ones(1), jnp.array(v), (-1,))} for v in ([3.0, 0.0], [3.0, 4.0]))
+    >>> {name: round(float(x[0]), 3) for name, x in norm_growth(before, after)["w"].items()}
+    {'c': 1.333, 'growth': 1.667, 'law': 1.667}
+    """
+    changes = jax.tree.map(jnp.subtract, after, before)
+    old, new, steps = (node_lengths(tree) for tree in (before, after, changes))
+    growth = {}
+    for path, length in old.items():
+        c = steps[path] / length
+        growth[path] = {"c": c, "growth": new[path] / length, "law": jnp.sqrt(1 + jnp.square(c))}
+    return growth

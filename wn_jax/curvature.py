@@ -1,0 +1,59 @@
+"""Instruments for the curvature of a loss, in any parametrization, on trees with or without nodes.
+
+Matrices are linear operators, of which only products with vectors are computed: `hessian`, `gauss_newton`, `fisher`,
+`empirical_fisher`, `gradient_covariance`. From such products come `eigenvalues`, `spectral_density`, `trace`,
+`diagonal`, `condition_numbers` and the `natural_gradient`. `weight_step` says what a parametrization makes of a
+gradient, at one and the same function; `cosine` compares two such steps, and `norm_growth` checks what the paper says
+of `||v||`. (The effective learning rate is in `wn_jax.optim.direction_stats`.)
+
+>>> import flax.linen as nn, jax, jax.numpy as jnp, optax
+>>> import wn_jax as wn
+>>> from wn_jax import curvature
+>>> model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(3)])
+>>> x, y = jax.random.normal(jax.random.key(1), (32, 5)), jnp.arange(32) % 3
+>>> plain = model.init(jax.random.key(0), x)
+>>> nodes = wn.reparameterize(plain, wn.infer_axes(model.apply)(plain, x))
+>>> def apply(params, batch):
+...     return model.apply(params, batch[0])
+>>> def loss(params, batch):
+...     return optax.softmax_cross_entropy_with_integer_labels(apply(params, batch), batch[1]).mean()
+
+How well conditioned is it in the weights, and how well in g and v?
+
+>>> for params in (plain, nodes):
+...     F = curvature.fisher(wn.wrap(apply), "categorical")(params, (x, y))
+...     values = curvature.eigenvalues(F, jax.random.key(0), steps=F.size)
+...     print(F.size, curvature.condition_numbers(values, ks=(10,)).to[10] < 1e6)
+75 True
+86 True
+
+Does weight normalization turn the gradient towards the natural gradient?
+
+>>> F = curvature.fisher(apply, "categorical")(plain, (x, y))
+>>> gradient = jax.grad(loss)(plain, (x, y))
+>>> natural = curvature.natural_gradient(F, gradient, damping=1e-2)
+>>> step = curvature.weight_step(loss)(nodes, (x, y))
+>>> bool(abs(curvature.cosine(step, natural.value)) <= 1), natural.converged
+(True, True)
+"""
+
+from wn_jax._conditioning import ConditionNumbers as ConditionNumbers
+from wn_jax._conditioning import condition_numbers as condition_numbers
+from wn_jax._estimates import Estimate as Estimate
+from wn_jax._estimates import diagonal as diagonal
+from wn_jax._estimates import trace as trace
+from wn_jax._lanczos import Eigenvalues as Eigenvalues
+from wn_jax._lanczos import SpectralDensity as SpectralDensity
+from wn_jax._lanczos import eigenvalues as eigenvalues
+from wn_jax._lanczos import spectral_density as spectral_density
+from wn_jax._matrices import empirical_fisher as empirical_fisher
+from wn_jax._matrices import fisher as fisher
+from wn_jax._matrices import gauss_newton as gauss_newton
+from wn_jax._matrices import gradient_covariance as gradient_covariance
+from wn_jax._matrices import hessian as hessian
+from wn_jax._natural import NaturalGradient as NaturalGradient
+from wn_jax._natural import natural_gradient as natural_gradient
+from wn_jax._operators import LinearOperator as LinearOperator
+from wn_jax._weight_steps import cosine as cosine
+from wn_jax._weight_steps import norm_growth as norm_growth
+from wn_jax._weight_steps import weight_step as weight_step
