@@ -72,7 +72,7 @@ def natural_gradient(
     converged = residual <= tolerance
     if not converged:
         warnings.warn(
-            f"conjugate gradients for the gradient did not converge: after {steps} steps the residual is {residual:.1e} of it, "
+            f"conjugate gradients did not converge: after {steps} steps {residual:.1e} of the gradient is left, and "
             f"not {tolerance:.1e} ({problem}). More damping makes it easier",
             stacklevel=2,
         )
