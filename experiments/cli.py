@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments import arm, data, interrupt, overhead, report, run, step_time, toml_file
+from experiments.conditioning.along import Along
 from experiments.config import Experiment
 from experiments.data.fetch import fetch
 from experiments.errors import ConfigError, RunError
@@ -95,6 +96,21 @@ def sweep(
                 "a list in optimizer.learning_rate"
             )
         _execute(config_file, experiment, out, resume, tensorboard)
+
+
+@app.command()
+def conditioning(
+    config_file: ConfigFile,
+    set_: Settings = None,
+    out: Out = None,
+    resume: Resume = False,
+) -> None:
+    """Train the arms of CONFIG, and measure the loss's curvature along the weights of one, in many parametrizations."""
+    with _user_errors():
+        experiment = _load(config_file, set_)
+        with _about(config_file):
+            along = Along(experiment)
+        _execute(config_file, experiment, out, resume, tensorboard=False, along=along)
 
 
 @app.command("report")
@@ -178,7 +194,14 @@ def _one_arm(experiment: Experiment, arm: str | None, config_file: Path) -> Expe
         return toml_file.select(experiment, [next(iter(experiment.arms)) if arm is None else arm])
 
 
-def _execute(config_file: Path, experiment: Experiment, out: Path | None, resume: bool, tensorboard: bool) -> None:
+def _execute(
+    config_file: Path,
+    experiment: Experiment,
+    out: Path | None,
+    resume: bool,
+    tensorboard: bool,
+    along: Along | None = None,
+) -> None:
     if resume and out is None:
         raise ConfigError("--resume needs the run folder: --out FOLDER")
     path = out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -195,6 +218,8 @@ def _execute(config_file: Path, experiment: Experiment, out: Path | None, resume
         if resume:
             console.print(f"going on after step {step} of {experiment.train.steps}")
         _train(experiment, arms, folder, step)
+        if along:
+            _measure_along(along, folder)
     _report([path], path)
 
 
@@ -211,6 +236,18 @@ def _train(experiment: Experiment, arms: dict[str, arm.Arm], folder: RunFolder, 
         for event in run.execute(experiment, arms, folder, step, on_compile):
             rate = f"{event.examples_per_second:,.0f} examples/s"
             progress.update(task, advance=1, description=f"{event.arm}: loss {event.train_loss:.4f}, {rate}")
+            interrupt.check()
+
+
+def _measure_along(along: Along, folder: RunFolder) -> None:
+    done = {(record["seed"], record["step"]) for record in folder.measured()}
+    places = len(along.seeds) * len(along.table.steps)
+    with _progress() as progress:
+        task = progress.add_task("curvature: compiling", total=places, completed=len(done))
+        for records in along.records(done):
+            folder.write_measured(records)
+            where = f"seed {records[0]['seed']}, step {records[0]['step']}: loss {records[0]['loss']:.4f}"
+            progress.update(task, advance=1, description=f"curvature: {where}")
             interrupt.check()
 
 

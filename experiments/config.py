@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field, PositiveFloat
 
 from experiments import data
+from experiments.conditioning.table import ConditioningConfig
 from experiments.optimizers import OptimizerConfig
 from experiments.tables import Count, CountOrZero, Fraction, Table, unknown
 from experiments.tasks import AnyModelConfig
@@ -127,10 +128,33 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class Experiment(Table):
-    """A name and the resolved arms, in the order of the file. Without `[arms]` the base is the one arm, `base`."""
+    """A name and the resolved arms, in the order of the file. Without `[arms]` the base is the one arm, `base`.
+
+    `conditioning` is what `python -m experiments conditioning` measures, and has no meaning to the other commands.
+    """
 
     name: Name
     arms: dict[Name, ArmConfig]
+    conditioning: ConditioningConfig | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _path_is_that_of_an_arm(self) -> Experiment:
+        if self.conditioning is None:
+            return self
+        arm, table = self.arms.get(self.conditioning.path), self.conditioning
+        if arm is None:
+            raise ValueError(f"conditioning.path: {unknown('arm', table.path, self.arms)}")
+        if getattr(arm.model, "norm", "none") != "none":
+            raise ValueError(
+                f"conditioning.path: arm {table.path!r} has a normalization; choose one with norm = 'none'"
+            )
+        for step in table.steps:
+            if step % self.train.record_every or step > self.train.steps:
+                raise ValueError(
+                    f"conditioning.steps: {step} must be a multiple of train.record_every ({self.train.record_every}) "
+                    f"and at most train.steps ({self.train.steps})"
+                )
+        return self
 
     @property
     def train(self) -> TrainConfig:

@@ -1,8 +1,8 @@
 """The folder of a run, which one process at a time works in, and which a killed run can go on in.
 
 It holds `config.toml` (the resolved config; it runs again), `environment.json`, `metrics.jsonl` (what was learned, the
-same in each run of a config on a machine), `times.jsonl` (how long it took) and `checkpoints/`. A line is written
-whole; what came after the newest checkpoint is cut off when a run goes on, and computed again.
+same in each run of a config on a machine), `times.jsonl` (how long it took), `checkpoints/`, and where curvature was
+measured, `conditioning.jsonl`. A line is written whole; what came after the newest checkpoint is cut off when a run goes on, and computed again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from experiments.tensorboard import EventFiles
 from experiments.tensorboard import require as require_tensorboard
 
 Record = dict[str, Any]
-_CONFIG, _ENVIRONMENT = "config.toml", "environment.json"
+_CONFIG, _ENVIRONMENT, MEASURED = "config.toml", "environment.json", "conditioning.jsonl"
 # Keys that change no number: data is checked by its content, wherever it lies.
 _MAY_DIFFER = (".data.dir", ".train.on_nonfinite", ".train.keep_checkpoints")
 _ELSEWHERE = "choose another folder with --out"
@@ -85,6 +85,19 @@ class RunFolder:
         """Append a record of how long it took."""
         self._append("times.jsonl", record)
 
+    def measured(self) -> list[Record]:
+        """What `python -m experiments conditioning` has recorded here, and a file to go on with."""
+        path = self.path / MEASURED
+        records = [record for _, record in files.read_lines(path)] if path.exists() else []
+        with self._full_disk():
+            files.write(path, "".join(map(_line, records)))  # less a line that was cut off
+            self._files[MEASURED] = self._open.enter_context(path.open("ab", buffering=0))
+        return records
+
+    def write_measured(self, records: list[Record]) -> None:
+        """Append what was measured at one place, in one piece."""
+        self._append(MEASURED, *records)
+
     def save(self, step: int, tree: Any) -> None:
         """Save the states after `step`, whose records are written, in the background."""
         with self._full_disk():
@@ -99,8 +112,8 @@ class RunFolder:
         with self._open, contextlib.nullcontext() if kind is None else contextlib.suppress(RunError):
             self.checkpoints.close()
 
-    def _append(self, name: str, record: Record) -> None:
-        line = _line(record).encode()
+    def _append(self, name: str, *records: Record) -> None:
+        line = "".join(map(_line, records)).encode()
         with self._full_disk():
             while line:  # unbuffered, so that nothing is left to be written when the file is closed
                 line = line[self._files[name].write(line) or 0 :]

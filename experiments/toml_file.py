@@ -37,7 +37,7 @@ def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
             _apply(raw, setting)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-    header = {"name": raw.pop("name")} if "name" in raw else {}
+    header: dict[str, Any] = {key: raw.pop(key) for key in ("name", "conditioning") if key in raw}
     overrides = raw.pop("arms", {})
     if not isinstance(overrides, dict) or not all(isinstance(override, dict) for override in overrides.values()):
         raise ConfigError(f"{source}: arms must be tables of overrides, such as [arms.plain]")
@@ -65,7 +65,8 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     """A config file's content that loads as this experiment: the base is what all arms share."""
     arms = {name: arm.model_dump(mode="json", exclude_none=True) for name, arm in experiment.arms.items()}
     base = functools.reduce(_common, arms.values())
-    return {"name": experiment.name, **base, "arms": {name: _rest(arm, base) for name, arm in arms.items()}}
+    header = experiment.model_dump(mode="json", exclude={"arms"}, exclude_none=True)
+    return {**header, **base, "arms": {name: _rest(arm, base) for name, arm in arms.items()}}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -191,7 +192,7 @@ def _explain(owner: type[Table], error: Any, keys: list[str], in_arm: bool) -> s
     if error["type"] == "extra_forbidden":
         allowed = list(owner.model_fields)
         if owner is ArmConfig and not in_arm:
-            allowed += ["name", "arms"]
+            allowed += ["name", "arms", "conditioning"]
         return f"unknown key{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
     if error["type"] in ("literal_error", "union_tag_invalid"):
         choices = error["ctx"].get("expected") or error["ctx"]["expected_tags"]

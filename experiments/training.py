@@ -83,7 +83,7 @@ def functions(
         raise ConfigError(
             f"model.init_examples: {init_examples} is more than the {examples} training examples; lower it"
         )
-    uses = _weight_uses(task, dataset, config)
+    uses = weight_uses(task, dataset, config)
     axes = {use.path: use.reduction for use in uses if use.reduction is not None}
     convolves = any("conv_general_dilated" in use.uses for use in uses)
 
@@ -97,6 +97,8 @@ def functions(
     def init(member: Member, dataset: Examples) -> State:
         # Flax derives each kernel from the key and its path, so all arms of one seed start from the same kernels.
         params, model_state = task.init(_key(member, "init"), _take(dataset, jnp.arange(1)))
+        if config.model.init_spread:
+            params = _spread(params, axes, _key(member, "spread"), config.model.init_spread)
 
         def from_data(nodes: Any) -> Any:
             first = data.batch_indices(_key(member, "order"), examples, init_examples, jnp.int32(0), 1)[0]
@@ -160,7 +162,7 @@ def as_arrays(chosen: list[tuple[float, int]]) -> Member:
     return Member(jnp.asarray(seeds, jnp.int32), jnp.asarray(rates, jnp.float32))
 
 
-def _weight_uses(task: tasks.Task, dataset: data.Dataset, config: ArmConfig) -> Any:
+def weight_uses(task: tasks.Task, dataset: data.Dataset, config: ArmConfig) -> Any:
     """How the network uses each of its parameters."""
 
     def like(size: int) -> Examples:
@@ -171,12 +173,26 @@ def _weight_uses(task: tasks.Task, dataset: data.Dataset, config: ArmConfig) -> 
     return wn.weight_uses(task.loss)(params, model_state, like(config.data.batch_size), key)
 
 
-_PURPOSES = ("init", "order", "init from data", "step")
+_PURPOSES = ("init", "order", "init from data", "step", "spread")
 
 
 def _key(member: Member, purpose: str) -> jax.Array:
     """A key of the member's own for each purpose, so that arms of one seed see the same batches and the same noise."""
     return jax.random.fold_in(jax.random.key(member.seed), _PURPOSES.index(purpose))
+
+
+def _spread(params: Any, axes: dict[str, tuple[int, ...]], key: jax.Array, deviation: float) -> Any:
+    """Each weight vector times a random factor."""
+
+    def scaled(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name not in axes:
+            return leaf
+        shape = jnp.sum(leaf, axes[name], keepdims=True).shape
+        normal = jax.random.normal(jax.random.fold_in(key, list(axes).index(name)), shape)
+        return leaf * jnp.exp(deviation * normal)
+
+    return jax.tree_util.tree_map_with_path(scaled, params)
 
 
 def _take(dataset: Examples, rows: jax.Array) -> Examples:

@@ -15,6 +15,7 @@ from experiments.data import files
 from experiments.data.batches import batch_indices
 from experiments.data.cifar10 import CIFAR10
 from experiments.data.digits import DIGITS
+from experiments.data.linear import LINEAR
 from experiments.data.mnist import MNIST
 from experiments.data.source import Raw, Source
 from experiments.data.whitening import zca
@@ -25,11 +26,11 @@ if TYPE_CHECKING:  # the config asks this module which names there are
 
 __all__ = ["SOURCES", "Dataset", "batch_indices", "load"]
 
-SOURCES: dict[str, Source] = {source.name: source for source in (DIGITS, MNIST, CIFAR10)}
+SOURCES: dict[str, Source] = {source.name: source for source in (DIGITS, MNIST, CIFAR10, LINEAR)}
 
 
 class Dataset(NamedTuple):
-    """Named arrays with the examples along their first axis, such as "x" in float32 and the labels "y" in int32.
+    """Arrays with the examples along their first axis: "x" in float32, and "y", labels in int32 or targets in float32.
 
     `held_out_name` is "test" or "validation". Experiments share the arrays, which cannot be written.
     """

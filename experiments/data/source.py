@@ -20,7 +20,8 @@ def as_they_are(inputs: np.ndarray) -> np.ndarray:
 
 
 class Raw(NamedTuple):
-    """A whole data set: inputs (examples, ...), and labels (examples,) in int32 from 0 to `classes - 1`.
+    """A whole data set: inputs (examples, ...), and labels (examples,) in int32 from 0 to `classes - 1`, or targets
+    (examples,) in float32, where `classes` is 1.
 
     `scale` makes float32 of the inputs, once it is known which of them are used.
     """

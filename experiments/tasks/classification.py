@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pydantic
 from pydantic import NonNegativeFloat
@@ -28,6 +30,14 @@ class MLPConfig(ModelConfig):
     norm: Norm = "none"
 
 
+class ConvConfig(ModelConfig):
+    """3 x 3 convolutions of the `widths` with ReLU and 2 x 2 mean pooling after each, and a dense layer on top."""
+
+    name: Literal["conv"]
+    widths: Annotated[tuple[Count, ...], pydantic.BeforeValidator(sequence)]
+    norm: Norm = "none"
+
+
 class ConvPoolConfig(ModelConfig):
     """The paper's network for CIFAR-10, `width` feature maps in its first stage and twice as many after it."""
 
@@ -38,36 +48,45 @@ class ConvPoolConfig(ModelConfig):
     norm: Norm = "none"
 
 
-CONFIGS = (MLPConfig, ConvPoolConfig)
+Config = MLPConfig | ConvConfig | ConvPoolConfig
+CONFIGS = (MLPConfig, ConvConfig, ConvPoolConfig)
 
 
-def build(config: MLPConfig | ConvPoolConfig, dataset: Dataset) -> Task:
-    """The task for one of these networks."""
+def build(config: Config, dataset: Dataset) -> Task:
+    """The task for one of these networks.
+
+    Raises:
+        ConfigError: the network does not fit the data.
+    """
+    if not np.issubdtype(dataset.train["y"].dtype, np.integer):
+        raise ConfigError(f"model.name: {config.name} classifies, and the examples have no labels; choose 'linear'")
     network = _network(config, dataset)
 
     def init(key: jax.Array, examples: Examples) -> tuple[Params, ModelState]:
         variables = network.init(key, examples["x"][:1], train=False)
         return variables["params"], variables.get("batch_stats", {})
 
-    def loss(params: Params, state: ModelState, examples: Examples, key: jax.Array) -> tuple[jax.Array, ModelState]:
+    def predict(params: Params, state: ModelState, examples: Examples, key: jax.Array) -> tuple[jax.Array, ModelState]:
         variables = {"params": params, "batch_stats": state}
         noise, dropout = jax.random.split(key)
         rngs = {"noise": noise, "dropout": dropout}
         logits, updates = network.apply(variables, examples["x"], train=True, mutable=["batch_stats"], rngs=rngs)
-        return _cross_entropy(logits, examples["y"]).mean(), updates.get("batch_stats", {})
+        return logits, updates.get("batch_stats", {})
 
     def evaluate(params: Params, state: ModelState, examples: Examples) -> dict[str, jax.Array]:
         logits = network.apply({"params": params, "batch_stats": state}, examples["x"], train=False)
-        return {"loss": _cross_entropy(logits, examples["y"]), "error": logits.argmax(-1) != examples["y"]}
+        return {"loss": _cross_entropy(logits, examples), "error": logits.argmax(-1) != examples["y"]}
 
-    return Task(init, loss, evaluate)
+    return Task(init, predict, _cross_entropy, evaluate, likelihood="categorical")
 
 
-def _network(config: MLPConfig | ConvPoolConfig, dataset: Dataset) -> nn.Module:
+def _network(config: Config, dataset: Dataset) -> nn.Module:
     common: dict[str, Any] = {"classes": dataset.classes, "norm": config.norm, "dtype": jnp.dtype(config.dtype)}
     if isinstance(config, MLPConfig):
         return networks.MLP(hidden=config.hidden, **common)
     shape = dataset.train["x"].shape[1:]
+    if isinstance(config, ConvConfig):
+        return networks.Conv(widths=config.widths, image=_image(shape, 2 ** len(config.widths)), **common)
     if len(shape) != 3 or min(shape[:2]) < 12:
         raise ConfigError(
             f"model.name: conv_pool needs images of 12 x 12 pixels or more with channels, and the examples have the "
@@ -76,5 +95,17 @@ def _network(config: MLPConfig | ConvPoolConfig, dataset: Dataset) -> nn.Module:
     return networks.ConvPool(width=config.width, noise=config.noise, dropout=config.dropout, **common)
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
+def _image(shape: tuple[int, ...], smallest: int) -> tuple[int, ...]:
+    """The height, width and channels of examples; vectors are grey images if they fill a square."""
+    side = math.isqrt(shape[0])
+    image = (side, side, 1) if len(shape) == 1 and side**2 == shape[0] else shape
+    if len(image) != 3 or min(image[:2]) < smallest:
+        raise ConfigError(
+            f"model.name: conv with {smallest.bit_length() - 1} widths needs images of {smallest} x {smallest} pixels "
+            f"or more, and the examples have the shape {shape}; choose fewer widths or model.name = 'mlp'"
+        )
+    return image
+
+
+def _cross_entropy(logits: jax.Array, examples: Examples) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), examples["y"])

@@ -29,6 +29,25 @@ class MLP(nn.Module):
         return nn.Dense(self.classes, dtype=self.dtype)(x)
 
 
+class Conv(nn.Module):
+    """Convolutions with ReLU and pooling, and a dense layer. A normalized layer has its bias in the normalization."""
+
+    widths: tuple[int, ...]
+    image: tuple[int, ...]
+    classes: int
+    norm: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Logits (examples, classes) of examples that can be reshaped to images."""
+        x = x.reshape(len(x), *self.image)
+        for width in self.widths:
+            x = nn.Conv(width, (3, 3), use_bias=self.norm == "none", dtype=self.dtype)(x)
+            x = nn.avg_pool(nn.relu(_normalize(self, x, train)), (2, 2), strides=(2, 2))
+        return nn.Dense(self.classes, dtype=self.dtype)(x.reshape(len(x), -1))
+
+
 class ConvPool(nn.Module):
     """The paper's network for CIFAR-10: ConvPool-CNN-C of Springenberg et al. with fewer and thinner last layers.
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import pydantic
+from pydantic import NonNegativeFloat
 
 from experiments.parametrizations import Name
 from experiments.tables import Count, Table
@@ -16,6 +17,7 @@ Examples = dict[str, jax.Array]
 """Arrays of a data set by name, with a leading axis of examples."""
 
 Params = Any
+Outputs = jax.Array
 ModelState = Any
 """What a network keeps beside its parameters, such as running averages. A pytree."""
 
@@ -26,15 +28,26 @@ class Task:
 
     Attributes:
         init: `(key, examples) -> params, state`: plain parameters, drawn from the key, and the network's first state.
-        loss: `(params, state, examples, key) -> loss, state`: in training, with plain parameters; the mean over the
-            examples. The program that `wn_jax` reads.
+        predict: `(params, state, examples, key) -> outputs, state`: the network in training, with plain parameters.
+            Outputs have a leading axis of examples.
+        losses: `(outputs, examples) -> (examples,)`: the loss of each; their mean is what is trained on.
         evaluate: `(params, state, examples) -> {name: (examples,)}`: figures of each example, out of training; one
             of them is "loss". A fraction of errors is named "error".
+        likelihood: of what the losses are the negative logarithm, as `wn_jax.curvature.fisher` calls it.
     """
 
     init: Callable[[jax.Array, Examples], tuple[Params, ModelState]]
-    loss: Callable[[Params, ModelState, Examples, jax.Array], tuple[jax.Array, ModelState]]
+    predict: Callable[[Params, ModelState, Examples, jax.Array], tuple[Outputs, ModelState]]
+    losses: Callable[[Outputs, Examples], jax.Array]
     evaluate: Callable[[Params, ModelState, Examples], dict[str, jax.Array]]
+    likelihood: Literal["categorical", "bernoulli", "normal"]
+
+    def loss(
+        self, params: Params, state: ModelState, examples: Examples, key: jax.Array
+    ) -> tuple[jax.Array, ModelState]:
+        """The loss in training, and the network's next state: the program that `wn_jax` reads."""
+        outputs, state = self.predict(params, state, examples, key)
+        return self.losses(outputs, examples).mean(), state
 
 
 class ModelConfig(Table):
@@ -42,12 +55,14 @@ class ModelConfig(Table):
 
     `weights` is how its weights are written (see `parametrizations`). `init` is the framework's own, or goes on from
     there and sets magnitudes and biases from the first `init_examples` of the training data (default: a batch).
-    `dtype` is that of the computation; parameters and losses are float32.
+    `dtype` is that of the computation; parameters and losses are float32. `init_spread` scales the weights badly, to
+    see what that does: each vector, at the start, by a random factor whose logarithm has this standard deviation.
     """
 
     weights: Name = "plain"
     init: Literal["framework", "data"] = "framework"
     init_examples: Count | None = None
+    init_spread: NonNegativeFloat = 0.0
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @pydantic.model_validator(mode="after")

@@ -1,0 +1,122 @@
+"""Along the path: training the arm whose weights it is, and measuring at each place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import wn_jax as wn
+from experiments import arm, tasks, training
+from experiments.arm import Arm
+from experiments.conditioning import coordinates
+from experiments.conditioning.measure import Instruments, directions, measure, measure_natural
+from experiments.conditioning.table import ConditioningConfig
+from experiments.config import ArmConfig, Experiment
+from experiments.errors import ConfigError
+from experiments.tasks import Examples, Params
+
+Record = dict[str, Any]
+_RANDOM = ("noise", "dropout")  # what makes a network's loss another one at each step
+
+
+class Along:
+    """The places along a path at which an experiment's curvature is measured, and what measures there.
+
+    Raises:
+        ConfigError: the experiment has no such table, or it asks for more examples than there are.
+    """
+
+    def __init__(self, experiment: Experiment):
+        if experiment.conditioning is None:
+            raise ConfigError("conditioning: missing; name the steps to measure at, as [conditioning] steps = [0, 100]")
+        self.table: ConditioningConfig = experiment.conditioning
+        self._arm = arm.build(_only_the_path(experiment, self.table))[self.table.path]
+        dataset = self._arm.placement.dataset
+        available = len(dataset.train["y"])
+        if self.table.examples > available:
+            raise ConfigError(
+                f"conditioning.examples: {self.table.examples} is more than the {available} training examples; lower it"
+            )
+        self._examples: Examples = {name: jnp.asarray(x[: self.table.examples]) for name, x in dataset.train.items()}
+        self._instruments = _instruments(self._arm, self.table)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of the paths."""
+        return [seed for _, seed in self._arm.members]
+
+    def records(self, done: Collection[tuple[int, int]]) -> Iterator[list[Record]]:
+        """What was measured at each place, one after the other; not at those (seed, step) that are done."""
+        wanted = {(seed, step) for seed in self.seeds for step in self.table.steps} - set(done)
+        for step in sorted({step for _, step in wanted}):
+            for seed, weights in zip(self.seeds, self._weights_at(step), strict=True):
+                if (seed, step) in wanted:
+                    yield [{"seed": seed, "step": step, **record} for record in self._measured(weights)]
+
+    def _weights_at(self, step: int) -> list[Params]:
+        """The plain weights of each seed after so many steps, as training goes on."""
+        self._arm.prepare()
+        while int(self._arm.states[0].step[0]) < step:
+            self._arm.advance()
+        plain = [wn.reconstruct(state.params) for state in self._arm.states]
+        return [member for params in plain for member in _apart(params)]
+
+    def _measured(self, weights: Params) -> Iterator[Record]:
+        plain, *_ = self._instruments
+        to = directions(plain, weights, self._examples, self.table)
+        fisher = None
+        for own in self._instruments:
+            record = measure(own, plain, weights, self._examples, to, self.table)
+            fisher = record["matrices"].get("fisher") if own is plain else fisher
+            yield record
+        yield measure_natural(plain, weights, self._examples, to, fisher)
+
+
+def _only_the_path(experiment: Experiment, table: ConditioningConfig) -> Experiment:
+    config = experiment.arms[table.path]
+    rate = table.learning_rate or config.optimizer.learning_rate[0]
+    train = config.train.model_copy(update={"seeds": table.seeds or config.train.seeds, "members_per_call": None})
+    optimizer = config.optimizer.model_copy(update={"learning_rate": (rate,)})
+    return Experiment(
+        name=experiment.name,
+        arms={table.path: config.model_copy(update={"train": train, "optimizer": optimizer})},
+    )
+
+
+def _instruments(path: Arm, table: ConditioningConfig) -> list[Instruments]:
+    """Those of each parametrization, the plain one first."""
+    config, dataset = path.config, path.placement.dataset
+
+    def task(norm: str) -> tuple[tasks.Task, coordinates.Axes]:
+        model = _without_randomness(config.model, norm)
+        own = tasks.build(model, dataset)
+        uses = training.weight_uses(own, dataset, ArmConfig(**{**dict(config), "model": model}))
+        return own, {use.path: use.reduction for use in uses if use.reduction is not None}
+
+    plain, axes = task("none")
+    pairs = [(plain, one) for one in [coordinates.plain(plain), *coordinates.weight_norm(plain, axes, table.norms)]]
+    if hasattr(config.model, "norm"):
+        mean_only, batch = task("mean_only"), task("batch")
+        pairs.append((mean_only[0], coordinates.weight_norm_mean_only(plain, *mean_only)))
+        pairs.append((batch[0], coordinates.batch_norm(plain, *batch)))
+    made: list[Instruments] = []
+    for task_, one in pairs:
+        compiled = next((own for own in made if own.coordinates.predict is one.predict), None)
+        made.append(compiled.at(one) if compiled else Instruments(task_, one))
+    return made
+
+
+def _without_randomness(model: Any, norm: str) -> Any:
+    fields = type(model).model_fields
+    silent = dict.fromkeys([name for name in _RANDOM if name in fields], 0.0)
+    normalized = {"norm": norm} if "norm" in fields else {}
+    return model.model_copy(update={**silent, **normalized, "weights": "plain", "init": "framework"})
+
+
+def _apart(params: Params) -> list[Params]:
+    """What is stacked along a leading axis, one by one."""
+    leaves, structure = jax.tree.flatten(params)
+    return [jax.tree.unflatten(structure, own) for own in zip(*leaves, strict=True)]

@@ -1,0 +1,165 @@
+"""What is measured of a loss at one place, in one parametrization."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.conditioning.coordinates import Coordinates
+from experiments.conditioning.table import ConditioningConfig
+from experiments.tasks import Examples, Params, Task
+from wn_jax import curvature
+
+RATIOS = (5, 10, 20)  # largest eigenvalue over the k-th largest
+_STEP_SIZES = 2.0 ** np.arange(-12, 13)  # times the one that is best where the Fisher matrix is the whole truth
+
+
+class Directions(NamedTuple):
+    """In the weights of the plain network: the gradient and the natural gradient, and how the latter was had."""
+
+    gradient: Params
+    natural: curvature.NaturalGradient
+    damping: float
+
+
+class Instruments:
+    """The functions that measure in one parametrization, compiled once for all places."""
+
+    def __init__(self, task: Task, coordinates: Coordinates):
+        self.coordinates = coordinates
+
+        def losses(params: Params, examples: Examples) -> jax.Array:
+            return task.losses(coordinates.predict(params, examples), examples)
+
+        def loss(params: Params, examples: Examples) -> jax.Array:
+            return losses(params, examples).mean()
+
+        def move(params: Params, gradient: Params, size: float, examples: Examples) -> jax.Array:
+            return loss(optax.tree.add_scale(params, -size, gradient), examples)
+
+        self.predict = jax.jit(coordinates.predict)
+        self.loss = jax.jit(loss)
+        self.gradient = jax.jit(jax.grad(loss))
+        self.loss_after = jax.jit(move)
+        self.matrices: dict[str, Callable[..., curvature.LinearOperator]] = {
+            "hessian": curvature.hessian(loss),
+            "fisher": curvature.fisher(coordinates.predict, task.likelihood),
+            "empirical_fisher": curvature.empirical_fisher(losses),
+            "gradient_covariance": curvature.gradient_covariance(losses),
+        }
+
+    def at(self, coordinates: Coordinates) -> Instruments:
+        """The same for coordinates that differ only in where they start."""
+        own = copy.copy(self)
+        own.coordinates = coordinates
+        return own
+
+    def weight_step(self, params: Params, examples: Examples, gradient: Params) -> Params:
+        """`J J'` times the gradient of the weights: where a small step of gradient descent moves them."""
+        return _weight_step(self.coordinates.weights, params, examples, gradient)
+
+
+def directions(plain: Instruments, weights: Params, examples: Examples, table: ConditioningConfig) -> Directions:
+    """The gradient and the natural gradient at some weights of the plain network."""
+    fisher = plain.matrices["fisher"](weights, examples)
+    density = curvature.spectral_density(fisher, jax.random.key(0), table.probes, table.lanczos_steps)
+    damping = table.damping * float(np.mean(np.sum(density.values * density.weights, axis=1)))
+    gradient = plain.gradient(weights, examples)
+    return Directions(gradient, curvature.natural_gradient(fisher, gradient, damping), damping)
+
+
+def measure(
+    own: Instruments, plain: Instruments, weights: Params, examples: Examples, to: Directions, table: ConditioningConfig
+) -> dict[str, Any]:
+    """Everything about one parametrization at one place; numbers, and lists of numbers."""
+    params = own.coordinates.start(weights, examples)
+    outputs = plain.predict(weights, examples)
+    step = own.weight_step(params, examples, to.gradient)
+    loss = float(own.loss(params, examples))
+    return {
+        "coordinates": own.coordinates.name,
+        "loss": loss,
+        "difference": float(jnp.max(abs(own.predict(params, examples) - outputs)) / jnp.max(abs(outputs))),
+        "cosine_natural": float(curvature.cosine(step, to.natural.value)),
+        "cosine_gradient": float(curvature.cosine(step, to.gradient)),
+        "decrease": _best_decrease(own, params, own.gradient(params, examples), examples),
+        "matrices": {name: _spectrum(own.matrices[name](params, examples), table) for name in table.matrices},
+    }
+
+
+def measure_natural(
+    plain: Instruments, weights: Params, examples: Examples, to: Directions, fisher: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The same of the natural gradient, in whose coordinates the eigenvalues of the Fisher matrix are `l / (l + d)`."""
+    record = {
+        "coordinates": "natural gradient",
+        "loss": float(plain.loss(weights, examples)),
+        "difference": 0.0,
+        "cosine_natural": 1.0,
+        "cosine_gradient": float(curvature.cosine(to.natural.value, to.gradient)),
+        "decrease": _best_decrease(plain, weights, to.natural.value, examples),
+        "residual": to.natural.residual,
+        "products": to.natural.steps,
+        "matrices": {},
+    }
+    if fisher is not None:
+        values = np.array(fisher["values"])
+        whitened = np.maximum(values, 0) / (np.maximum(values, 0) + to.damping)
+        record["matrices"] = {"fisher": {**_numbers(whitened, np.array(fisher["weights"])), "to": {}}}
+    return record
+
+
+def _spectrum(operator: curvature.LinearOperator, table: ConditioningConfig) -> dict[str, Any]:
+    found = curvature.eigenvalues(operator, jax.random.key(1), table.lanczos_steps, count=None)
+    numbers = curvature.condition_numbers(found, ks=RATIOS)
+    density = curvature.spectral_density(operator, jax.random.key(2), table.probes, table.lanczos_steps)
+    return {
+        "size": operator.size,
+        **_numbers(density.values, density.weights),
+        "largest": float(found.values[-1]),
+        "smallest": float(found.values[0]),
+        "to": {str(k): value for k, value in numbers.to.items()},
+    }
+
+
+def _numbers(values: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """The largest magnitude over the mean one, and the density that they are from."""
+    mean = np.sum(abs(values) * weights, axis=1).mean()
+    return {
+        "to_mean": float(abs(values).max() / mean) if mean else float("nan"),
+        "values": _rounded(values),
+        "weights": _rounded(weights),
+    }
+
+
+def _best_decrease(own: Instruments, params: Params, gradient: Params, examples: Examples) -> float:
+    """By how much, relatively, the best of many step sizes along a direction lowers the loss."""
+    fisher = own.matrices["fisher"](params, examples)
+    curvature_along = float(optax.tree.vdot(gradient, fisher(gradient)))
+    slope = float(optax.tree.vdot(gradient, own.gradient(params, examples)))
+    if not curvature_along > 0:
+        return 0.0
+    before = float(own.loss(params, examples))
+    sizes = _STEP_SIZES * slope / curvature_along
+    after = np.array([float(own.loss_after(params, gradient, size, examples)) for size in sizes])
+    return max(0.0, 1 - float(np.nanmin(after)) / before)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _weight_step(weights: Any, params: Params, examples: Examples, gradient: Params) -> Params:
+    def of(params: Params) -> Params:
+        return weights(params, examples)
+
+    _, pull_back = jax.vjp(of, params)
+    return jax.jvp(of, (params,), pull_back(gradient))[1]
+
+
+def _rounded(numbers: np.ndarray) -> list[list[float]]:
+    return [[float(f"{number:.5g}") for number in row] for row in numbers]

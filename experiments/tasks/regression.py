@@ -1,0 +1,44 @@
+"""Linear regression: half the mean square of the errors, for which what curvature is, is known."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from experiments.data import Dataset
+from experiments.tasks.task import Examples, ModelConfig, ModelState, Params, Task
+
+
+class LinearConfig(ModelConfig):
+    """A single linear neuron with a bias."""
+
+    name: Literal["linear"]
+
+
+CONFIGS = (LinearConfig,)
+
+
+def build(config: LinearConfig, dataset: Dataset) -> Task:
+    """The task of predicting the targets of a data set, or the labels as numbers."""
+    neuron = nn.Dense(1, dtype=jnp.dtype(config.dtype))
+
+    def init(key: jax.Array, examples: Examples) -> tuple[Params, ModelState]:
+        return neuron.init(key, _flat(examples["x"][:1]))["params"], {}
+
+    def predict(params: Params, state: ModelState, examples: Examples, _: Any) -> tuple[jax.Array, ModelState]:
+        return neuron.apply({"params": params}, _flat(examples["x"])), state
+
+    def losses(outputs: jax.Array, examples: Examples) -> jax.Array:
+        return 0.5 * jnp.square(outputs[:, 0].astype(jnp.float32) - examples["y"])
+
+    def evaluate(params: Params, state: ModelState, examples: Examples) -> dict[str, jax.Array]:
+        return {"loss": losses(predict(params, state, examples, None)[0], examples)}
+
+    return Task(init, predict, losses, evaluate, likelihood="normal")
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    return x.reshape(len(x), -1)

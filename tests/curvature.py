@@ -1,0 +1,139 @@
+"""Small networks, and their matrices by definition: dense derivatives in float64 of formulas that are written out here.
+
+Weights are rebuilt from nodes by `g v / ||v||` below, and not by wn_jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+import wn_jax as wn
+
+EXAMPLES, SIZES = 12, (5, 9, 7, 3)  # 148 parameters, and with nodes 167
+
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+
+
+def cross_entropies(outputs: jax.Array, batch: Any) -> jax.Array:
+    return jax.nn.logsumexp(outputs, -1) - jnp.take_along_axis(outputs, batch[1][:, None], -1)[:, 0]
+
+
+def squared_errors(outputs: jax.Array, batch: Any) -> jax.Array:
+    return 0.5 * jnp.sum((outputs - batch[1]) ** 2, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A network and its losses, as functions of plain parameters, and parameters: plain ones or nodes."""
+
+    apply: Callable[[Any, Any], jax.Array]
+    losses_of: Callable[[jax.Array, Any], jax.Array]
+    params: Any
+    batch: Any
+
+    def losses(self, params: Any, batch: Any) -> jax.Array:
+        return self.losses_of(self.apply(params, batch), batch)
+
+    def loss(self, params: Any, batch: Any) -> jax.Array:
+        return jnp.mean(self.losses(params, batch))
+
+    def mean_loss_of(self, outputs: jax.Array, batch: Any) -> jax.Array:
+        return jnp.mean(self.losses_of(outputs, batch))
+
+    def flat(self, function: Callable[[Any, Any], Any]) -> tuple[Callable[[jax.Array], Any], jax.Array]:
+        """A function of plain parameters as one of this problem's flat ones, and these."""
+        vector, unravel = jax.flatten_util.ravel_pytree(self.params)
+        return lambda vector: function(by_hand(unravel(vector)), self.batch), vector
+
+    def derivative(self, function: Callable[[Any, Any], Any], of: Any = jax.jacobian) -> np.ndarray:
+        along, vector = self.flat(function)
+        return np.asarray(jax.jit(of(along))(vector))
+
+    def gradient(self) -> Any:
+        """Of the loss, as a tree."""
+        return jax.grad(wn.wrap(self.loss))(self.params, self.batch)
+
+    def float32(self) -> Problem:
+        params, batch = jax.tree.map(
+            lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, (self.params, self.batch)
+        )
+        return dataclasses.replace(self, params=params, batch=batch)
+
+
+def by_hand(tree: Any) -> Any:
+    """Weights of nodes, by the formula."""
+
+    def weight(node: Any) -> Any:
+        return node.g * node.v / jnp.sqrt(jnp.sum(node.v**2, node.axes, keepdims=True)) if is_node(node) else node
+
+    return jax.tree.map(weight, tree, is_leaf=is_node)
+
+
+def is_node(x: Any) -> bool:
+    return isinstance(x, wn.WeightNorm)
+
+
+@functools.cache
+def problem(activation: str, loss: str, form: str) -> Problem:
+    """To be called under `jax.enable_x64`. `form` is "plain" or "nodes", whose `||v||` are not their `g`."""
+    random = np.random.default_rng(0)
+    layers = []
+    for fan_in, fan_out in zip(SIZES[:-1], SIZES[1:], strict=True):
+        kernel = random.standard_normal((fan_in, fan_out)) / np.sqrt(fan_in)
+        layers.append({"kernel": jnp.asarray(kernel), "bias": jnp.asarray(random.standard_normal(fan_out) / 4)})
+    x = jnp.asarray(random.standard_normal((EXAMPLES, SIZES[0])))
+    classes, targets = np.arange(EXAMPLES) % SIZES[-1], random.standard_normal((EXAMPLES, SIZES[-1]))
+
+    def apply(params: Any, batch: Any) -> jax.Array:
+        hidden = batch[0]
+        for layer in params[:-1]:
+            hidden = ACTIVATIONS[activation](hidden @ layer["kernel"] + layer["bias"])
+        return hidden @ params[-1]["kernel"] + params[-1]["bias"]
+
+    params = layers if form == "plain" else [{**layer, "kernel": _node(layer["kernel"], random)} for layer in layers]
+    losses_of, y = (cross_entropies, classes) if loss == "cross_entropy" else (squared_errors, targets)
+    return Problem(apply, losses_of, params, (x, jnp.asarray(y)))
+
+
+def _node(kernel: jax.Array, random: np.random.Generator) -> wn.WeightNorm:
+    node = wn.WeightNorm.from_weight(kernel, -2)
+    return dataclasses.replace(node, v=node.v * random.uniform(0.5, 2.0, node.g.shape))
+
+
+def quadratic(params: Any, matrix: jax.Array) -> jax.Array:
+    """`p'A p / 2`, whose Hessian is A."""
+    vector = jax.flatten_util.ravel_pytree(params)[0]
+    return vector @ matrix @ vector / 2
+
+
+def relative(value: Any, expected: Any) -> float:
+    """The largest difference, over the largest of the expected."""
+    value, expected = np.asarray(value, np.float64), np.asarray(expected, np.float64)
+    assert value.shape == expected.shape
+    return float(abs(value - expected).max() / abs(expected).max())
+
+
+def flat(tree: Any) -> np.ndarray:
+    return np.asarray(jax.flatten_util.ravel_pytree(tree)[0])
+
+
+class Recorded:
+    """An operator that notes the vectors it is multiplied with, flat."""
+
+    def __init__(self, operator: Any):
+        self.operator, self.vectors = operator, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.operator, name)
+
+    def __call__(self, vector: Any) -> Any:
+        self.vectors.append(flat(vector))
+        return self.operator(vector)
