@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments import arm, data, interrupt, overhead, report, run, step_time, toml_file
 from experiments.conditioning.along import Along
 from experiments.config import Experiment
 from experiments.data.fetch import fetch
-from experiments.errors import ConfigError, RunError
+from experiments.errors import ConfigError
 from experiments.run_folder import RunFolder, check
+from experiments.terminal import about_config, console, interruptible, progress_bar, user_errors
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(help="The experiment's TOML file.", metavar="CONFIG")]
 Settings = Annotated[
@@ -50,7 +46,7 @@ def compare(
     tensorboard: TensorBoard = False,
 ) -> None:
     """Train all arms of CONFIG side by side and report: a table, curves, a page, metrics and the resolved config."""
-    with _user_errors():
+    with user_errors():
         _execute(config_file, _load(config_file, set_), out, resume, tensorboard)
 
 
@@ -64,7 +60,7 @@ def train(
     tensorboard: TensorBoard = False,
 ) -> None:
     """Train one arm of CONFIG."""
-    with _user_errors():
+    with user_errors():
         experiment = _load(config_file, set_)
         _execute(config_file, _one_arm(experiment, arm, config_file), out, resume, tensorboard)
 
@@ -81,7 +77,7 @@ def sweep(
     tensorboard: TensorBoard = False,
 ) -> None:
     """Train all arms of CONFIG at several learning rates; where that is fast, all of an arm's in one program."""
-    with _user_errors():
+    with user_errors():
         experiment = _load(config_file, set_)
         if learning_rates is not None:  # also to arms that have rates of their own
             keys = [
@@ -106,9 +102,9 @@ def conditioning(
     resume: Resume = False,
 ) -> None:
     """Train the arms of CONFIG, and measure the loss's curvature along the weights of one, in many parametrizations."""
-    with _user_errors():
+    with user_errors():
         experiment = _load(config_file, set_)
-        with _about(config_file):
+        with about_config(config_file):
             along = Along(experiment)
         _execute(config_file, experiment, out, resume, tensorboard=False, along=along)
 
@@ -122,7 +118,7 @@ def report_(
 ) -> None:
     """Make the table, the curves and the page of one run, or of several together."""
     interrupt.at_once()
-    with _user_errors(), _interruptible(lambda: "interrupted"):
+    with user_errors(), interruptible(lambda: "interrupted"):
         _report(runs, out)
 
 
@@ -133,7 +129,7 @@ def fetch_(
 ) -> None:
     """Download a data set and check it."""
     interrupt.at_once()
-    with _user_errors(), _interruptible(lambda: "interrupted"):
+    with user_errors(), interruptible(lambda: "interrupted"):
         fetch(name, to)
 
 
@@ -146,7 +142,7 @@ def step_time_(
     json: Annotated[Path | None, typer.Option(help="Write everything that was measured to this file.")] = None,
 ) -> None:
     """Measure a training step with weight normalization against the plain model's; print a table of the ratios."""
-    with _user_errors():
+    with user_errors():
         cases, rows = step_time.choose(only or ()), list[step_time.Row]()
         if json:
             step_time.write([], json)  # one that cannot be written is an error now, not after minutes
@@ -169,9 +165,9 @@ def overhead_(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over which the median is taken.")] = 11,
 ) -> None:
     """Measure what the engine adds to the bare jitted step of one arm of CONFIG."""
-    with _user_errors(), _interruptible(lambda: "interrupted"):
+    with user_errors(), interruptible(lambda: "interrupted"):
         experiment = _one_arm(_load(config_file, set_), arm, config_file)
-        with _about(config_file):
+        with about_config(config_file):
             found = overhead.measure(experiment, rounds, interrupt.check)
         console.print(
             f"bare step {statistics.median(found.bare):.2f} ms, engine {statistics.median(found.engine):.2f} ms, "
@@ -190,7 +186,7 @@ def _load(config_file: Path, settings: list[str] | None) -> Experiment:
 
 
 def _one_arm(experiment: Experiment, arm: str | None, config_file: Path) -> Experiment:
-    with _about(config_file):
+    with about_config(config_file):
         return toml_file.select(experiment, [next(iter(experiment.arms)) if arm is None else arm])
 
 
@@ -206,10 +202,10 @@ def _execute(
         raise ConfigError("--resume needs the run folder: --out FOLDER")
     path = out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     check(path, experiment, resume)  # before what takes long
-    with _about(config_file):
+    with about_config(config_file):
         arms = arm.build(experiment)
     with (
-        _interruptible(lambda: f"interrupted; to go on: --out {path} --resume"),
+        interruptible(lambda: f"interrupted; to go on: --out {path} --resume"),
         RunFolder(path, experiment, resume, tensorboard) as folder,
     ):
         step, notes = run.begin(arms, folder)
@@ -225,7 +221,7 @@ def _execute(
 
 def _train(experiment: Experiment, arms: dict[str, arm.Arm], folder: RunFolder, step: int) -> None:
     per_arm = experiment.train.steps // experiment.train.record_every
-    with _progress() as progress:
+    with progress_bar() as progress:
         done = step // experiment.train.record_every * len(arms)
         task = progress.add_task("", total=len(arms) * per_arm, completed=done)
 
@@ -240,11 +236,10 @@ def _train(experiment: Experiment, arms: dict[str, arm.Arm], folder: RunFolder, 
 
 
 def _measure_along(along: Along, folder: RunFolder) -> None:
-    done = {(record["seed"], record["step"]) for record in folder.measured()}
-    places = len(along.seeds) * len(along.table.steps)
-    with _progress() as progress:
-        task = progress.add_task("curvature: compiling", total=places, completed=len(done))
-        for records in along.records(done):
+    left = along.left(folder.measured())
+    with progress_bar() as progress:
+        task = progress.add_task("curvature: compiling", total=len(left))
+        for records in along.records(left):
             folder.write_measured(records)
             where = f"seed {records[0]['seed']}, step {records[0]['step']}: loss {records[0]['loss']:.4f}"
             progress.update(task, advance=1, description=f"curvature: {where}")
@@ -258,7 +253,7 @@ def _report(paths: list[Path], out: Path | None) -> None:
 
 
 def _measure(cases: list[step_time.Case], rounds: int) -> Iterator[step_time.Row]:
-    with _interruptible(lambda: "interrupted"), _progress() as progress:
+    with interruptible(lambda: "interrupted"), progress_bar() as progress:
         task = progress.add_task("", total=len(cases) * rounds)
 
         def on_round() -> None:
@@ -268,41 +263,3 @@ def _measure(cases: list[step_time.Case], rounds: int) -> Iterator[step_time.Row
         for case in cases:
             progress.update(task, description=case.name)
             yield step_time.measure(case, rounds, on_round)
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description:<58}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console)
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    try:
-        yield
-    except (ConfigError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
-
-
-@contextlib.contextmanager
-def _about(config_file: Path) -> Iterator[None]:
-    """Errors in here are those of a config file."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{config_file}: {error}") from None
-
-
-@contextlib.contextmanager
-def _interruptible(message: Callable[[], str]) -> Iterator[None]:
-    """A Ctrl-C ends the program, with this message."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(message(), file=sys.stderr)
-        raise typer.Exit(interrupt.EXIT_CODE) from None

@@ -1,8 +1,9 @@
 """The folder of a run, which one process at a time works in, and which a killed run can go on in.
 
 It holds `config.toml` (the resolved config; it runs again), `environment.json`, `metrics.jsonl` (what was learned, the
-same in each run of a config on a machine), `times.jsonl` (how long it took), `checkpoints/`, and where curvature was
-measured, `conditioning.jsonl`. A line is written whole; what came after the newest checkpoint is cut off when a run goes on, and computed again.
+same in each run of a config on a machine), `times.jsonl` (how long it took) and `checkpoints/`; where curvature was
+measured, also `conditioning.jsonl`. A line is written whole; what came after the newest checkpoint is cut off when a
+run goes on, and computed again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import collections
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -43,17 +44,17 @@ class Along:
         self._examples: Examples = {name: jnp.asarray(x[: self.table.examples]) for name, x in dataset.train.items()}
         self._instruments = _instruments(self._arm, self.table)
 
-    @property
-    def seeds(self) -> list[int]:
-        """The seeds of the paths."""
-        return [seed for _, seed in self._arm.members]
+    def left(self, records: Iterable[Record]) -> set[tuple[int, int]]:
+        """The places (seed, step) that are not, or not as a whole, in these records."""
+        counts = collections.Counter((record["seed"], record["step"]) for record in records)
+        places = {(seed, step) for _, seed in self._arm.members for step in self.table.steps}
+        return {place for place in places if counts[place] <= len(self._instruments)}  # and one: the natural gradient
 
-    def records(self, done: Collection[tuple[int, int]]) -> Iterator[list[Record]]:
-        """What was measured at each place, one after the other; not at those (seed, step) that are done."""
-        wanted = {(seed, step) for seed in self.seeds for step in self.table.steps} - set(done)
-        for step in sorted({step for _, step in wanted}):
-            for seed, weights in zip(self.seeds, self._weights_at(step), strict=True):
-                if (seed, step) in wanted:
+    def records(self, places: Collection[tuple[int, int]]) -> Iterator[list[Record]]:
+        """What is measured at each of these places, one after the other along the path."""
+        for step in sorted({step for _, step in places}):
+            for (_, seed), weights in zip(self._arm.members, self._weights_at(step), strict=True):
+                if (seed, step) in places:
                     yield [{"seed": seed, "step": step, **record} for record in self._measured(weights)]
 
     def _weights_at(self, step: int) -> list[Params]:
