@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import wn_jax as wn
+from wn_jax import curvature
 
-EXAMPLES, SIZES = 12, (5, 9, 7, 3)  # 148 parameters, and with nodes 167
+EXAMPLES, SIZES = 12, (8, 16, 3)  # 195 parameters, and with nodes 214
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
@@ -30,7 +32,7 @@ def squared_errors(outputs: jax.Array, batch: Any) -> jax.Array:
     return 0.5 * jnp.sum((outputs - batch[1]) ** 2, -1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
     """A network and its losses, as functions of plain parameters, and parameters: plain ones or nodes."""
 
@@ -48,23 +50,42 @@ class Problem:
     def mean_loss_of(self, outputs: jax.Array, batch: Any) -> jax.Array:
         return jnp.mean(self.losses_of(outputs, batch))
 
-    def flat(self, function: Callable[[Any, Any], Any]) -> tuple[Callable[[jax.Array], Any], jax.Array]:
-        """A function of plain parameters as one of this problem's flat ones, and these."""
-        vector, unravel = jax.flatten_util.ravel_pytree(self.params)
-        return lambda vector: function(by_hand(unravel(vector)), self.batch), vector
+    def flat(self, function: Callable[[Any, Any], Any]) -> Callable[[jax.Array], Any]:
+        """A function of plain parameters as one of this problem's, in a vector."""
+        return lambda vector: function(by_hand(self.unravel(vector)), self.batch)
 
-    def derivative(self, function: Callable[[Any, Any], Any], of: Any = jax.jacobian) -> np.ndarray:
-        along, vector = self.flat(function)
-        return np.asarray(jax.jit(of(along))(vector))
+    @property
+    def vector(self) -> jax.Array:
+        return jax.flatten_util.ravel_pytree(self.params)[0]
 
-    def gradient(self) -> Any:
-        """Of the loss, as a tree."""
-        return jax.grad(wn.wrap(self.loss))(self.params, self.batch)
+    def unravel(self, vector: jax.Array) -> Any:
+        return jax.flatten_util.ravel_pytree(self.params)[1](vector)
+
+    @functools.cached_property
+    def outputs(self) -> np.ndarray:
+        return np.asarray(self.flat(self.apply)(self.vector))
+
+    @functools.cached_property
+    def jacobian(self) -> np.ndarray:
+        """(examples, outputs, parameters)."""
+        return np.asarray(jax.jit(jax.jacobian(self.flat(self.apply)))(self.vector))
+
+    @functools.cached_property
+    def gradients(self) -> np.ndarray:
+        """(examples, parameters), of the losses."""
+        return np.asarray(jax.jit(jax.jacobian(self.flat(self.losses)))(self.vector))
+
+    @functools.cached_property
+    def hessian(self) -> np.ndarray:
+        return np.asarray(jax.jit(jax.hessian(self.flat(self.loss)))(self.vector))
 
     def float32(self) -> Problem:
         params, batch = jax.tree.map(
             lambda x: x.astype(jnp.float32) if x.dtype == jnp.float64 else x, (self.params, self.batch)
         )
+        return self.at(params, batch)
+
+    def at(self, params: Any, batch: Any) -> Problem:
         return dataclasses.replace(self, params=params, batch=batch)
 
 
@@ -86,7 +107,7 @@ def problem(activation: str, loss: str, form: str) -> Problem:
     """To be called under `jax.enable_x64`. `form` is "plain" or "nodes", whose `||v||` are not their `g`."""
     random = np.random.default_rng(0)
     layers = []
-    for fan_in, fan_out in zip(SIZES[:-1], SIZES[1:], strict=True):
+    for fan_in, fan_out in itertools.pairwise(SIZES):
         kernel = random.standard_normal((fan_in, fan_out)) / np.sqrt(fan_in)
         layers.append({"kernel": jnp.asarray(kernel), "bias": jnp.asarray(random.standard_normal(fan_out) / 4)})
     x = jnp.asarray(random.standard_normal((EXAMPLES, SIZES[0])))
@@ -137,3 +158,17 @@ class Recorded:
     def __call__(self, vector: Any) -> Any:
         self.vectors.append(flat(vector))
         return self.operator(vector)
+
+
+@functools.cache
+def operator(name: str, p: Problem, batch_size: int | None = None) -> curvature.LinearOperator:
+    """The matrix of this name of a problem, as the library has it."""
+    if name == "hessian":
+        make = curvature.hessian(wn.wrap(p.loss), batch_size)
+    elif name == "gauss_newton":
+        make = curvature.gauss_newton(wn.wrap(p.apply), p.mean_loss_of, batch_size)
+    elif name == "fisher":
+        make = curvature.fisher(wn.wrap(p.apply), "categorical", batch_size)
+    else:
+        make = getattr(curvature, name)(wn.wrap(p.losses), batch_size)
+    return make(p.params, p.batch)

@@ -1,4 +1,4 @@
-"""Products with the matrices, against dense ones by definition; and in parts of a batch, in float32, on many devices."""
+"""The matrices, against dense ones by definition; and in parts of a batch, in float32, on many devices."""
 
 import itertools
 
@@ -8,12 +8,23 @@ import numpy as np
 import pytest
 
 import wn_jax as wn
-from tests.curvature import flat, problem, relative
+from tests.curvature import flat, operator, problem, relative
 from wn_jax import curvature
 
 PROBLEMS = list(itertools.product(["tanh", "relu"], ["cross_entropy", "squared"], ["plain", "nodes"]))
-every_problem = pytest.mark.parametrize("of", PROBLEMS, ids="-".join)
 MATRICES = ["hessian", "gauss_newton", "fisher", "empirical_fisher", "gradient_covariance"]
+MOST = [("tanh", "cross_entropy", "nodes"), ("relu", "squared", "plain")]
+
+
+def marks(name, of):
+    return [] if of in MOST or (name, *of) == ("hessian", "relu", "squared", "nodes") else [pytest.mark.slow]
+
+
+SAMPLED = [
+    pytest.param(name, marks=[] if name in ("hessian", "gradient_covariance") else pytest.mark.slow)
+    for name in MATRICES
+]
+CASES = [pytest.param(name, of, marks=marks(name, of)) for name in MATRICES for of in PROBLEMS]
 
 
 @pytest.fixture
@@ -22,17 +33,25 @@ def x64():
         yield
 
 
-def operator(name, p, batch_size=None, likelihood="categorical"):
-    """The matrix of this name, as the library has it."""
-    apply, losses = wn.wrap(p.apply), wn.wrap(p.losses)
-    make = {
-        "hessian": lambda: curvature.hessian(wn.wrap(p.loss), batch_size),
-        "gauss_newton": lambda: curvature.gauss_newton(apply, p.mean_loss_of, batch_size),
-        "fisher": lambda: curvature.fisher(apply, likelihood, batch_size),
-        "empirical_fisher": lambda: curvature.empirical_fisher(losses, batch_size),
-        "gradient_covariance": lambda: curvature.gradient_covariance(losses, batch_size),
-    }[name]
-    return make()(p.params, p.batch)
+def gauss_newton_by_definition(p):
+    """`J' H J` with H of the softmax (`diag(q) - q q'`) or of the squares (1)."""
+    if p.batch[1].ndim == 1:
+        q = np.exp(p.outputs) / np.exp(p.outputs).sum(-1, keepdims=True)
+        inner = q[:, :, None] * np.eye(3) - q[:, :, None] * q[:, None]
+    else:
+        inner = np.broadcast_to(np.eye(3), (len(p.outputs), 3, 3))
+    return np.einsum("nap,nab,nbq->pq", p.jacobian, inner, p.jacobian) / len(p.outputs)
+
+
+def by_definition(name, p):
+    if name == "hessian":
+        return p.hessian
+    if name == "gauss_newton":
+        return gauss_newton_by_definition(p)
+    if name == "fisher":
+        return fisher_by_definition(p, "categorical")
+    n = len(p.gradients)
+    return p.gradients.T @ p.gradients / n if name == "empirical_fisher" else np.cov(p.gradients.T, bias=True)
 
 
 def tempered(outputs, others):
@@ -45,79 +64,140 @@ def one_hot(outputs):
     return np.broadcast_to(np.eye(3)[:, None], (3, *outputs.shape))
 
 
-def log_normal(outputs, y):
-    return -jnp.sum((y - outputs) ** 2, -1) / 2
-
-
-def around_the_mean(outputs):
-    """Points of Gauss-Hermite quadrature, which is exact for the polynomials of a Fisher matrix."""
-    points = np.array(list(itertools.product(np.polynomial.hermite_e.hermegauss(3)[0], repeat=3)))
-    return outputs + points[:, None]
-
-
-def hermite_weights(outputs, y):
-    points, weights = np.polynomial.hermite_e.hermegauss(3)
-    weight_of = dict(zip(np.round(points, 6), weights / weights.sum(), strict=True))
-    table = np.vectorize(lambda z: weight_of[np.round(z, 6) + 0.0])(np.asarray(y - outputs))
-    return table.prod(-1)
-
-
 def binary(outputs):
-    labels = np.array(list(itertools.product([0.0, 1.0], repeat=3)))
-    return np.broadcast_to(labels[:, None], (8, *outputs.shape))
+    return np.broadcast_to(np.array(list(itertools.product([0.0, 1.0], repeat=3)))[:, None], (8, *outputs.shape))
 
 
-# What labels there are, and the logarithm of their probability at given outputs.
-LIKELIHOODS = {
-    "categorical": ("categorical", one_hot, lambda o, y: jnp.sum(y * jax.nn.log_softmax(o), -1)),
-    "bernoulli": ("bernoulli", binary, lambda o, y: jnp.sum(y * o - jnp.log1p(jnp.exp(o)), -1)),
-    "normal": ("normal", around_the_mean, log_normal),
-    "custom": (tempered, one_hot, lambda o, y: jnp.sum(y * jax.nn.log_softmax(2 * o), -1)),
+def quadrature(outputs):
+    """Labels that stand for all real ones: the points of Gauss and Hermite, exact for the products of two scores."""
+    points = np.polynomial.hermite_e.hermegauss(2)[0]
+    return outputs + np.array(list(itertools.product(points, repeat=3)))[:, None]  # all of one weight
+
+
+LIKELIHOODS = {  # which labels there are, and the logarithm of their probability at given outputs, up to a constant
+    "categorical": (one_hot, lambda o, y: jnp.sum(y * jax.nn.log_softmax(o), -1)),
+    "bernoulli": (binary, lambda o, y: jnp.sum(y * o - jnp.log1p(jnp.exp(o)), -1)),
+    "normal": (quadrature, lambda o, y: -jnp.sum((y - o) ** 2, -1) / 2),
+    tempered: (one_hot, lambda o, y: jnp.sum(y * jax.nn.log_softmax(2 * o), -1)),
 }
 
 
-def fisher_by_definition(p, name):
+def fisher_by_definition(p, likelihood):
     """The mean over inputs of `sum_y p(y|x) grad log p(y|x) grad log p(y|x)'`."""
-    _, labels, log_p = LIKELIHOODS[name]
-    outputs = p.flat(p.apply)[0](p.flat(p.apply)[1])
-    y = labels(np.asarray(outputs))
-    scores = p.derivative(lambda params, batch: log_p(p.apply(params, batch), y))
-    p_y = hermite_weights(outputs, y) if name == "normal" else np.exp(log_p(outputs, y))
-    np.testing.assert_allclose(p_y.sum(0), 1, rtol=1e-12)
-    return np.einsum("yn,ynp,ynq->pq", p_y, scores, scores) / len(outputs)
+    labels, log_p = LIKELIHOODS[likelihood]
+    y = labels(p.outputs)
+    by_outputs = jax.vmap(jax.vmap(jax.grad(log_p)), (None, 0))(p.outputs, y)
+    scores = np.einsum("yna,nap->ynp", by_outputs, p.jacobian)
+    p_y = np.exp(log_p(p.outputs, y))
+    p_y /= p_y.sum(0)
+    return np.einsum("yn,ynp,ynq->pq", p_y, scores, scores) / len(p.outputs)
 
 
-def gauss_newton_by_definition(p):
-    """`J' H J` with H of the softmax (`diag(q) - q q'`) or of the squares (1)."""
-    jacobian, outputs = p.derivative(p.apply), np.asarray(p.flat(p.apply)[0](p.flat(p.apply)[1]))
-    if p.batch[1].ndim == 1:
-        q = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
-        inner = q[:, :, None] * np.eye(3) - q[:, :, None] * q[:, None]
-    else:
-        inner = np.broadcast_to(np.eye(3), (len(outputs), 3, 3))
-    return np.einsum("nap,nab,nbq->pq", jacobian, inner, jacobian) / len(outputs)
-
-
-def by_definition(name, p):
-    if name == "hessian":
-        return p.derivative(p.loss, jax.hessian)
-    if name == "gauss_newton":
-        return gauss_newton_by_definition(p)
-    if name == "fisher":
-        return fisher_by_definition(p, "categorical")
-    gradients = p.derivative(p.losses)
-    return gradients.T @ gradients / len(gradients) if name == "empirical_fisher" else np.cov(gradients.T, bias=True)
-
-
-@every_problem
-@pytest.mark.parametrize("name", MATRICES)
-def test_products_are_those_with_the_dense_matrix(name, of, x64):
+@pytest.mark.parametrize(("name", "of"), CASES)
+def test_the_matrix_is_that_of_its_definition(name, of, x64):
     p = problem(*of)
-    expected = by_definition(name, p)
     own = operator(name, p)
-    vector = np.random.default_rng(1).standard_normal(len(expected))
-    assert own.size == len(expected)
-    assert relative(flat(own(own.unravel(vector))), expected @ vector) < 1e-10
+    expected = by_definition(name, p)
     dense = np.asarray(own.dense())
+    assert own.size == len(expected)
     assert dense.dtype == np.float64
     assert relative(dense, expected) < 1e-10
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
+@pytest.mark.parametrize("form", [pytest.param("plain", marks=pytest.mark.slow), "nodes"])
+def test_the_fisher_matrix_is_the_mean_over_labels_of_the_model(likelihood, form, x64):
+    p = problem("tanh", "squared", form)
+    own = curvature.fisher(wn.wrap(p.apply), likelihood)(p.params, p.batch)
+    assert relative(own.dense(), fisher_by_definition(p, likelihood)) < 1e-10
+
+
+def test_the_hessian_of_relus_is_that_of_the_linear_piece(x64):
+    """The masks of the units, fixed where they are, in place of ReLUs; with squares, where the Hessian has no kinks."""
+    p = problem("relu", "squared", "plain")
+    on = p.batch[0] @ p.params[0]["kernel"] + p.params[0]["bias"] > 0
+
+    def piece(params, batch):
+        hidden = on * (batch[0] @ params[0]["kernel"] + params[0]["bias"])
+        outputs = hidden @ params[1]["kernel"] + params[1]["bias"]
+        return jnp.mean(jnp.sum((outputs - batch[1]) ** 2, -1)) / 2
+
+    expected = jax.jit(jax.hessian(p.flat(piece)))(p.vector)
+    assert relative(operator("hessian", p).dense(), expected) < 1e-10
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_parts_of_a_batch_give_what_all_of_it_gives(name, x64):
+    p = problem("tanh", "cross_entropy", "nodes")
+    whole, parts = operator(name, p), operator(name, p, batch_size=4)
+    vector = whole.unravel(jnp.asarray(np.random.default_rng(1).standard_normal(whole.size)))
+    assert len(parts.chunks) == 3
+    assert relative(flat(parts(vector)), flat(whole(vector))) < 1e-12
+    np.testing.assert_array_equal(flat(parts(vector)), flat(parts(vector)))  # the vector was not overwritten
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_float32_agrees_with_float64(name, x64):
+    p = problem("tanh", "cross_entropy", "nodes")
+    vector = np.random.default_rng(1).standard_normal(p.vector.size)
+    own = operator(name, p.float32())
+    product = flat(own(own.unravel(jnp.asarray(vector, jnp.float32))))
+    assert product.dtype == np.float32
+    assert relative(product, by_definition(name, p) @ vector) < 1e-5
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("name", [pytest.param("hessian", marks=pytest.mark.slow), "gradient_covariance"])
+def test_a_batch_on_many_devices_gives_what_one_does(name, x64):
+    p = problem("tanh", "cross_entropy", "nodes")
+    batch = jax.tree.map(lambda rows: jnp.concatenate([rows, rows])[:16], p.batch)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    over, everywhere = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in (("data",), ()))
+    many = operator(name, p.at(jax.device_put(p.params, everywhere), jax.device_put(batch, over)))
+    one = operator(name, p.at(p.params, batch))
+    assert relative(flat(many(many.params)), flat(one(one.params))) < 1e-10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_eigenvalues_with_parameters_on_many_devices(x64):
+    def loss(params, scales):
+        return jnp.sum(scales * params**2) / 2
+
+    scales = jnp.arange(1.0, 65.0)
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+    over = jax.NamedSharding(mesh, jax.P("model"))
+    own = curvature.hessian(loss)(jax.device_put(jnp.ones(64), over), jax.device_put(scales, over))
+    found = curvature.eigenvalues(own, jax.random.key(0), steps=50, tolerance=1e-8)
+    np.testing.assert_allclose(found.values[[0, -1]], [1, 64], rtol=1e-7)
+
+
+def test_an_operator_is_an_argument_of_a_compiled_function(x64):
+    p = problem("tanh", "cross_entropy", "nodes")
+    quotient = jax.jit(lambda own, vector: flat_vdot(vector, own(vector)))
+    vector = p.unravel(jnp.asarray(np.random.default_rng(1).standard_normal(p.vector.size)))
+    expected = flat(vector) @ p.hessian @ flat(vector)
+    np.testing.assert_allclose(quotient(operator("hessian", p), vector), expected, rtol=1e-10)
+
+
+def test_an_operator_is_made_within_a_compiled_function(x64):
+    p = problem("tanh", "cross_entropy", "nodes")
+    make = curvature.hessian(wn.wrap(p.loss), batch_size=4)
+    quotient = jax.jit(lambda params, batch, vector: flat_vdot(vector, make(params, batch)(vector)))
+    vector = p.unravel(jnp.asarray(np.random.default_rng(1).standard_normal(p.vector.size)))
+    expected = flat(vector) @ p.hessian @ flat(vector)
+    np.testing.assert_allclose(quotient(p.params, p.batch, vector), expected, rtol=1e-10)
+
+
+def flat_vdot(first, second):
+    return sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+
+
+def test_many_vectors_at_once(x64):
+    p = problem("tanh", "cross_entropy", "nodes")
+    own = operator("hessian", p)
+    vectors = np.random.default_rng(1).standard_normal((3, own.size))
+    products = jax.vmap(own)(jax.vmap(own.unravel)(vectors))
+    assert (
+        relative(jax.vmap(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])(products), vectors @ p.hessian) < 1e-10
+    )

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wn_jax._operators import LinearOperator, Product, Whole, operator
+from wn_jax._operators import LinearOperator, Product, Whole, check_differentiable, operator
 
 Loss = Callable[[Any, Any], jax.Array]
 Likelihood = Literal["categorical", "bernoulli", "normal"]
@@ -169,7 +169,9 @@ def gradient_covariance(losses: Loss, batch_size: int | None = None) -> Callable
         means = means_of(params, batch)
         mean = means(means.params)
         chunks = tuple((chunk, mean) for chunk in means.chunks)
-        return dataclasses.replace(means, chunks=chunks, product=product)
+        covariance = dataclasses.replace(means, chunks=chunks, product=product)
+        check_differentiable("gradient_covariance", covariance)
+        return covariance
 
     return at
 

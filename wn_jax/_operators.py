@@ -96,7 +96,7 @@ def operator(
         operator = LinearOperator(arrays, _chunks(batch, batch_size), product, rest)
         if problem := wrong(jax.eval_shape(functools.partial(compiled, rest), arrays, operator.chunks[0])):
             raise ValueError(f"{name}: {problem}")
-        _check_differentiable(name, operator)
+        check_differentiable(name, operator)
         for number, chunk in enumerate(operator.chunks):
             found = compiled(rest, arrays, chunk)
             if not isinstance(found, jax.core.Tracer) and not jnp.isfinite(found).all():
@@ -125,12 +125,10 @@ def _divided(total: Any, count: int) -> Any:
     return jax.tree.map(lambda array: array / count, total)
 
 
-def _check_differentiable(name: str, operator: LinearOperator) -> None:
-    try:
-        chunk = operator.chunks[0]
-        jax.eval_shape(
-            functools.partial(_product, operator.product, operator.rest), operator.params, chunk, operator.params
-        )
+def check_differentiable(name: str, operator: LinearOperator) -> None:
+    """Raises ValueError where the derivatives of a product are not there."""
+    try:  # Lowered and not only traced, as it is then that JAX finds a custom_vjp without a forward mode.
+        _product.lower(operator.product, operator.rest, operator.params, operator.chunks[0], operator.params)
     except Exception as error:
         raise ValueError(
             f"{name}: the derivatives that a product takes are not there: {str(error).splitlines()[0]} "
@@ -146,7 +144,7 @@ def _chunks(batch: Any, size: int | None) -> tuple[Any, ...]:
     if len(lengths) != 1 or lengths == {()}:
         raise ValueError(
             f"batch_size splits every array of the batch along a leading axis of examples, and theirs are "
-            f"{sorted(length[0] if length else 'missing' for length in lengths)}; leave batch_size out"
+            f"{sorted((length[0] if length else 'missing' for length in lengths), key=str)}; leave batch_size out"
         )
     ((examples,),) = lengths
     if size < 1 or examples % size:

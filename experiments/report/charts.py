@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from experiments.report import spread, summary
 from experiments.report.runs import Curve, Run, Series
 from experiments.report.summary import Row
+
+Number = Callable[[Row], tuple[float | None, ...]]
+"""A mean and its standard error."""
 
 _LEGIBLE = 8  # lines in one figure; of more, each arm shows one of its learning rates
 
@@ -77,29 +81,37 @@ def over_time(runs: Sequence[Run], rows: Sequence[Row], most: int | None = None)
 
 
 def sweep(runs: Sequence[Run], rows: Sequence[Row]) -> list[Chart]:
-    """The last value of the held-out metric against the learning rate, where an arm has several; else nothing."""
+    """What the learning rate does to metrics, loss and steps to the target, where an arm has several; else nothing."""
     arms: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         arms.setdefault((row.run, row.arm), []).append(row)
     swept = {arm: own for arm, own in arms.items() if len(own) > 1}
     metrics = dict.fromkeys(row.metric for own in swept.values() for row in own if row.metric)
     panels = []
-    for metric in metrics:
+
+    def panel(title: str, y_label: str, number: Number, wanted: Callable[[Row], bool]) -> None:
         lines = [
-            _sweep_line(own, style, named=len(runs) > 1)
+            _sweep_line(own, style, number, named=len(runs) > 1)
             for style, (arm, own) in enumerate(arms.items())  # as over time, where each arm is one line there
-            if arm in swept and own[0].metric == metric
+            if arm in swept and wanted(own[0])
         ]
-        y_label = f"last {_with_unit(metric)}"
-        panels.append(
-            Panel(summary.title(metric), "learning rate", y_label, lines, log_x=True, log_y=True, points=True)
-        )
+        panels.append(Panel(title, "learning rate", y_label, lines, log_x=True, log_y=True, points=True))
+
+    for metric in metrics:
+        title, y_label = summary.title(metric), f"last {_with_unit(metric)}"
+        panel(title, y_label, functools.partial(_held_out, metric=metric), functools.partial(_has, metric=metric))
+    if metrics:
+        panel("training loss", "last training loss", lambda row: (row.train_loss, row.train_loss_se), lambda _: True)
+    if metrics and any(row.reached for own in swept.values() for row in own):
+        panel("steps to the target loss", "steps", _steps_of_all, lambda _: True)
     if not panels:
         return []
     bars = "bars one standard error to each side" if any(row.held_out_se for row in rows) else "one seed each"
     caption = f"Points are means over the seeds that stayed finite, {bars}. A star: the lowest of the arm. "
     if any(row.diverged for own in swept.values() for row in own):
         caption += "Open circles above the plot: how many of the seeds diverged there. "
+    if len(panels) > 2:
+        caption += "Steps are shown where all seeds reached the target. "
     if any(row.chosen == "lowest" for row in rows):
         caption += "These are figures of the test set: a rate chosen by them looks better than it is. "
     return [Chart("learning-rate", "The learning rate", caption, panels)]
@@ -178,17 +190,30 @@ def _line(label: str, style: int, curve: Curve, series: Series, scale: int, most
     return Line(label, style, steps[kept], mean, error, recorded=len(steps), ends=not finite.any())
 
 
-def _sweep_line(rows: list[Row], style: int, named: bool) -> Line:
-    scale = summary.scale(rows[0].metric or "")
+def _sweep_line(rows: list[Row], style: int, number: Number, named: bool) -> Line:
+    means, errors = zip(*map(number, rows), strict=True)
     return Line(
         label=f"{rows[0].run}: {rows[0].arm}" if named else rows[0].arm,
         style=style,
         x=np.array([row.learning_rate for row in rows]),
-        mean=scale * np.array([row.held_out for row in rows], float),  # None reads as NaN
-        error=scale * np.array([row.held_out_se or 0 for row in rows], float),
+        mean=np.array(means, float),  # None reads as NaN
+        error=np.array([error or 0 for error in errors], float),
         lost=tuple((row.learning_rate, f"{row.diverged}/{row.seeds}") for row in rows if row.diverged),
         chosen=next((row.learning_rate for row in rows if row.chosen), None),
     )
+
+
+def _has(row: Row, metric: str) -> bool:
+    return row.metric == metric
+
+
+def _held_out(row: Row, metric: str) -> tuple[float | None, ...]:
+    return tuple(None if value is None else summary.scale(metric) * value for value in (row.held_out, row.held_out_se))
+
+
+def _steps_of_all(row: Row) -> tuple[float | None, ...]:
+    """The steps to the target, where no seed missed it: a mean over those that did not would flatter."""
+    return (row.steps_to_target, row.steps_to_target_se) if row.reached == row.seeds else (None, None)
 
 
 def _evenly(count: int, most: int | None) -> np.ndarray:

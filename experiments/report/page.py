@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2
 
-from experiments.report import charts, summary, svg
+from experiments.report import charts, curvature, summary, svg
 from experiments.report.charts import Chart
 from experiments.report.curves import COLOURS, DASHES
 from experiments.report.runs import Run
@@ -18,7 +18,13 @@ _POINTS = 3000  # of all lines of a figure together: more than the picture has p
 
 def page(runs: Sequence[Run], rows: Sequence[Row], heading: str) -> str:
     """The page's HTML."""
-    figures = [*charts.over_time(runs, rows, _POINTS), *charts.sweep(runs, rows), *charts.layers(runs, rows, _POINTS)]
+    measured = [found for run in runs if (found := curvature.read(run.path, run.name))]
+    figures = [
+        *(chart for found in measured for chart in curvature.charts(found, named=len(runs) > 1)),
+        *charts.over_time(runs, rows, _POINTS),
+        *charts.sweep(runs, rows),
+        *charts.layers(runs, rows, _POINTS),
+    ]
     loader = jinja2.PackageLoader(__package__, package_path=".")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -27,13 +33,26 @@ def page(runs: Sequence[Run], rows: Sequence[Row], heading: str) -> str:
         heading=heading,
         runs=[_how_made(run) for run in runs],
         incomplete=[sentence for run in runs for sentence in _incomplete(run)],
-        columns=summary.columns(rows),
-        caption=summary.caption(rows),
+        tables=[*(_curvature(found, named=len(runs) > 1) for found in measured), _results(rows)],
         figures=[{"chart": chart, "pictures": svg.pictures(chart), "legend": _legend(chart)} for chart in figures],
         diverged=[sentence for run in runs for sentence in _diverged(run)],
         sweep=any(row.chosen for row in rows),
         spread=any(row.seeds > 1 for row in rows),
     )
+
+
+def _results(rows: Sequence[Row]) -> dict[str, Any]:
+    columns, caption = summary.columns(rows), " ".join(summary.caption(rows))
+    return {"id": "results", "title": "Results", "columns": columns, "caption": caption}
+
+
+def _curvature(found: curvature.Curvature, named: bool) -> dict[str, Any]:
+    return {
+        "id": f"curvature-{found.run}" if named else "curvature",
+        "title": f"Curvature of {found.run}" if named else "Curvature at the same function",
+        "columns": curvature.columns(found),
+        "caption": curvature.caption(found),
+    }
 
 
 def _legend(chart: Chart) -> list[dict[str, Any]]:

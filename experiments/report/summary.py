@@ -42,6 +42,7 @@ class Row:
     held_out: float | None
     held_out_se: float | None
     train_loss: float | None
+    train_loss_se: float | None
     target_loss: float | None
     reached: int
     steps_to_target: float | None
@@ -154,6 +155,7 @@ def _row(curve: Curve, run: Run) -> Row:
         held_out=spread.mean(held_out),
         held_out_se=spread.standard_error(held_out),
         train_loss=spread.mean(losses.values[-1, finite]),
+        train_loss_se=spread.standard_error(losses.values[-1, finite]),
         target_loss=run.target_loss,
         reached=len(reached),
         steps_to_target=spread.mean(reached),
@@ -187,18 +189,19 @@ def _word(row: Row) -> Literal["best", "lowest"]:
 
 def _held_out(row: Row) -> str:
     digits = 2 if scale(row.metric or "") == 100 else 4
-    return _plus_minus(row.held_out, row.held_out_se, scale(row.metric or ""), digits)
+    return plus_minus(row.held_out, row.held_out_se, scale(row.metric or ""), digits)
 
 
 def _to_target(rows: Sequence[Row]) -> list[str]:
     return [
-        _plus_minus(row.steps_to_target, row.steps_to_target_se, digits=0)
+        plus_minus(row.steps_to_target, row.steps_to_target_se, digits=0)
         + (f" ({row.reached}/{row.seeds})" if row.reached < row.seeds and row.target_loss is not None else "")
         for row in rows
     ]
 
 
-def _plus_minus(value: float | None, error: float | None, scale: float = 1, digits: int = 2) -> str:
+def plus_minus(value: float | None, error: float | None, scale: float = 1, digits: int = 2) -> str:
+    """A mean and its standard error, multiplied by `scale`; "-" where there is none."""
     if value is None:
         return "-"
     return f"{scale * value:.{digits}f}" + (f" ± {scale * error:.{digits}f}" if error is not None else "")

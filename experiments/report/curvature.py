@@ -1,0 +1,206 @@
+"""What `python -m experiments conditioning` recorded, as figures and a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import files
+from experiments.errors import ConfigError
+from experiments.report import spread
+from experiments.report.charts import Chart, Line, Panel
+from experiments.report.summary import Column, plus_minus
+from experiments.run_folder import MEASURED
+
+_MATRICES = {
+    "hessian": "Hessian",
+    "fisher": "Fisher matrix",
+    "empirical_fisher": "empirical Fisher matrix",
+    "gradient_covariance": "covariance of gradients",
+}
+_KEYS = (
+    "seed",
+    "step",
+    "coordinates",
+    "loss",
+    "difference",
+    "cosine_natural",
+    "cosine_gradient",
+    "decrease",
+    "matrices",
+)
+_THRESHOLDS = np.geomspace(1e-6, 1, 49)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curvature:
+    """The records of one run by parametrization, seed and step. A place counts where all of these are there."""
+
+    run: str
+    records: dict[tuple[str, int, int], dict[str, Any]]
+
+    @property
+    def coordinates(self) -> list[str]:
+        return list(dict.fromkeys(name for name, _, _ in self.records))
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({seed for _, seed, _ in self.records})
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The steps at which all seeds were measured in all parametrizations."""
+        steps = sorted({step for _, _, step in self.records})
+        whole = [
+            step for step in steps if all((c, s, step) in self.records for c in self.coordinates for s in self.seeds)
+        ]
+        return np.array(whole, int)
+
+    @property
+    def matrices(self) -> list[str]:
+        return list(dict.fromkeys(name for record in self.records.values() for name in record["matrices"]))
+
+    def values(self, coordinates: str, number: Callable[[dict[str, Any]], Any]) -> np.ndarray:
+        """A number of each place, (steps, seeds, ...), NaN where there is none."""
+        rows = [[number(self.records[coordinates, seed, step]) for seed in self.seeds] for step in self.steps]
+        return np.array(rows, float)
+
+
+def read(path: Path, run: str) -> Curvature | None:
+    """What a run folder holds of it; None where it holds nothing.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    if not (path / MEASURED).is_file():
+        return None
+    records = {}
+    for number, record in files.read_lines(path / MEASURED):
+        if missing := [key for key in _KEYS if key not in record]:
+            raise ConfigError(
+                f"{path / MEASURED}, line {number}: {', '.join(missing)} missing; remove or mend the line"
+            )
+        records[record["coordinates"], record["seed"], record["step"]] = record
+    found = Curvature(run, records)
+    return found if len(found.steps) else None
+
+
+def charts(found: Curvature, named: bool) -> list[Chart]:
+    """Condition numbers, spectra, alignment and decrease along training; headings name the run if `named`."""
+    of = f" of {found.run}" if named else ""
+    error = "Bands are one standard error over seeds to each side." if len(found.seeds) > 1 else "One seed."
+    conditions = [
+        _panel(found, _MATRICES[name], "largest |λ| / mean |λ|", functools.partial(_to_mean, matrix=name), log_y=True)
+        for name in found.matrices
+    ]
+    ends = dict.fromkeys((0, len(found.steps) - 1))
+    spectra = [_spectrum(found, name, index) for name in _shown(found) for index in ends]
+    alignment = [
+        _panel(found, "with the natural gradient", "cosine", lambda record: record["cosine_natural"]),
+        _panel(found, "with the gradient of plain weights", "cosine", lambda record: record["cosine_gradient"]),
+    ]
+    decrease = [_panel(found, "best step", "decrease of the loss (%)", lambda record: 100 * record["decrease"])]
+    largest = max(float(record["difference"]) for record in found.records.values())
+    shown = [
+        (
+            "condition", "How badly conditioned the loss is", conditions,
+            "The largest magnitude of an eigenvalue over the mean one, along the weights of plain training: 1 is "
+            "ideal. A gradient step that suits the steepest direction is so many times too small for the mean one. At "
+            "each place, the network computes the same function in all parametrizations (largest relative difference "
+            f"{largest:.0e}).",
+        ),
+        (
+            "spectrum", "Spectra", spectra,
+            "The fraction of eigenvalues above each level, in units of the largest, at the first and the last place. "
+            "The more even a spectrum is, the higher lies its line.",
+        ),
+        (
+            "alignment", "Where a gradient step moves the weights", alignment,
+            "The cosine between the direction in which a small step of gradient descent in each parametrization moves "
+            "the weights, and that of the (damped) natural gradient, or that of plain weights.",
+        ),
+        (
+            "decrease", "What the best single step gains", decrease,
+            "By how much the best of 25 step sizes along the negative gradient lowers the loss on the examples.",
+        ),
+    ]  # fmt: skip
+    suffix = f"-{found.run}" if named else ""
+    return [
+        Chart(f"{id_}{suffix}", f"{title}{of}", f"{caption} {error}", panels, shared=len(panels) > 1)
+        for id_, title, panels, caption in shown
+    ]
+
+
+def columns(found: Curvature) -> list[Column]:
+    """A row for each parametrization: at the first and at the last place."""
+    view = [Column("parametrization", found.coordinates, is_text=True)]
+    quantities: list[tuple[str, Callable[[dict[str, Any]], Any], int]] = [
+        (f"{_MATRICES[name]}: largest / mean", functools.partial(_to_mean, matrix=name), 0) for name in found.matrices
+    ]
+    quantities += [
+        ("cosine with natural gradient", lambda record: record["cosine_natural"], 3),
+        ("best step's decrease %", lambda record: 100 * record["decrease"], 1),
+    ]
+    for heading, number, digits in quantities:
+        for index in dict.fromkeys((0, len(found.steps) - 1)):
+            cells = [_cell(found.values(name, number)[index], digits) for name in found.coordinates]
+            view.append(Column(f"{heading}, step {found.steps[index]}", cells))
+    return view
+
+
+def caption(found: Curvature) -> str:
+    """What the table's figures are."""
+    over = f"Mean ± standard error over {len(found.seeds)} seeds" if len(found.seeds) > 1 else "One seed"
+    return (
+        f"{over}. Every parametrization stands for the same function. Largest / mean: of the magnitudes of "
+        "eigenvalues; lower is better conditioned. The natural gradient's row is that of the Fisher matrix in its own, "
+        "damped coordinates. The loss is a mean over examples, so that the Fisher matrix equals the Gauss-Newton matrix."
+    )
+
+
+def _panel(
+    found: Curvature, title: str, y_label: str, number: Callable[[dict[str, Any]], Any], log_y: bool = False
+) -> Panel:
+    lines = []
+    for style, name in enumerate(found.coordinates):
+        values = found.values(name, number)
+        if np.isfinite(values).any():
+            lines.append(Line(name, style, found.steps, values.mean(axis=1), spread.over_seeds(values)))
+    return Panel(title, "step", y_label, lines, log_y=log_y)
+
+
+def _shown(found: Curvature) -> list[str]:
+    return ["fisher"] if "fisher" in found.matrices else found.matrices[:1]
+
+
+def _spectrum(found: Curvature, matrix: str, index: int) -> Panel:
+    lines = []
+    for style, name in enumerate(found.coordinates):
+        rows = [found.records[name, seed, int(found.steps[index])] for seed in found.seeds]
+        if all(matrix in record["matrices"] for record in rows):
+            above = np.stack([_above(record["matrices"][matrix]) for record in rows], axis=-1)
+            lines.append(Line(name, style, _THRESHOLDS, above.mean(axis=-1), spread.over_seeds(above)))
+    title = f"{_MATRICES[matrix]} at step {found.steps[index]}"
+    return Panel(title, "|λ| / largest", "fraction above", lines, log_x=True, log_y=True)
+
+
+def _above(matrix: dict[str, Any]) -> np.ndarray:
+    """The fraction of eigenvalues whose magnitude is above each threshold, NaN where none is."""
+    values, weights = abs(np.array(matrix["values"])), np.array(matrix["weights"])
+    above = np.where(values[:, :, None] >= _THRESHOLDS * values.max() * (1 - 1e-6), weights[:, :, None], 0)
+    fraction = above.sum(axis=1).mean(axis=0)
+    return np.where(fraction > 0, fraction, np.nan)
+
+
+def _to_mean(record: dict[str, Any], matrix: str) -> float:
+    value = record["matrices"].get(matrix, {}).get("to_mean")
+    return np.nan if value is None else float(value)
+
+
+def _cell(values: np.ndarray, digits: int) -> str:
+    return plus_minus(spread.mean(values), spread.standard_error(values), digits=digits)
