@@ -39,6 +39,7 @@ def plain_curve():
     return curve("weight_norm")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 def test_eight_devices_give_the_losses_of_one(plain_curve):
     """Over 50 steps, with noise and dropout."""
@@ -48,6 +49,7 @@ def test_eight_devices_give_the_losses_of_one(plain_curve):
         np.testing.assert_allclose(values, plain_curve[1][name], rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [["train.steps_per_call=5"], ["optimizer.learning_rate=[0.001, 0.002]", "train.members_per_call=2"]]
 )

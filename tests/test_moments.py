@@ -25,6 +25,7 @@ UNDERSTOOD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNDERSTOOD)
 def test_moments_survive_the_way_there_and_back(model, name):
     tx = UNDERSTOOD[name]

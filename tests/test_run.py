@@ -60,6 +60,7 @@ def test_the_resolved_config_is_the_experiment_again(finished_run):
     assert toml_file.load(finished_run[0] / "config.toml") == toml_file.load(DIGITS, TINY)
 
 
+@pytest.mark.slow
 def test_a_run_of_one_arm_learns_what_it_learns_among_others(finished_run, tmp_path):
     again = tmp_path / "again"
     assert invoke("train", finished_run[0] / "config.toml", "--arm", "weight_norm", "--out", again).exit_code == 0
@@ -77,6 +78,7 @@ def one_arm(*changes):
     return toml_file.select(toml_file.load(DIGITS, [*TINY, *changes]), ["weight_norm"])
 
 
+@pytest.mark.slow
 def test_members_are_what_they_are_alone():
     together = losses(one_arm("optimizer.learning_rate=[0.1, 0.02]"), steps=2)
     assert len({float(loss) for loss in together[:, -1]}) == 4
@@ -85,6 +87,7 @@ def test_members_are_what_they_are_alone():
         np.testing.assert_allclose(losses(one_arm(*changes), steps=2)[0], together[member], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_calls_may_be_smaller():
     changes = ["train.steps_per_call=1", "train.members_per_call=1"]
     np.testing.assert_allclose(losses(one_arm(*changes), steps=2), losses(one_arm(), steps=2), rtol=2e-5)
@@ -179,6 +182,7 @@ def test_the_last_good_checkpoint_is_named(tmp_path):
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "4"]
 
 
+@pytest.mark.slow
 def test_in_a_sweep_it_marks_the_member_and_goes_on(tmp_path):
     two = toml_file.select(toml_file.load(DIGITS, TINY), ["plain", "weight_norm"])
     (tmp_path / "two.toml").write_text(tomli_w.dumps(toml_file.to_dict(two)))
@@ -197,6 +201,7 @@ def test_in_a_sweep_it_marks_the_member_and_goes_on(tmp_path):
     assert "diverged" in result.output
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     metrics = tmp_path / "run" / "metrics.jsonl"
     command = [sys.executable, "-m", "experiments", "train", str(DIGITS), "--out", str(tmp_path / "run")]

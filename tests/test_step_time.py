@@ -54,6 +54,7 @@ def test_the_timed_models_do_what_they_do_in_equinox():
     np.testing.assert_allclose(apply(params, x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_overhead_is_a_ratio_of_medians():
     found = overhead.Overhead(bare=[1.0, 2.0, 4.0], engine=[1.1, 2.0, 6.0])
     assert found.ratio() == pytest.approx(1.1)  # the median of 1.1, 1 and 1.5

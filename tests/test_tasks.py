@@ -142,6 +142,7 @@ def test_feature_maps_and_what_bfloat16_computes_in(arm):
         assert {output.dtype for output in seen.values()} == {jnp.dtype(dtype)}
 
 
+@pytest.mark.slow
 def test_bfloat16_gives_about_the_same_loss():
     _, _, state = start("weight_norm")
     params, losses = wn.reconstruct(state.params), []

@@ -123,6 +123,7 @@ def test_jit_vmap_remat_and_grad_agree(name):
             )
 
 
+@pytest.mark.slow
 @sampled
 def test_forward_mode_agrees_with_reverse_mode(name):
     model, nodes = zoo(name)

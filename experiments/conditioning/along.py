@@ -73,7 +73,7 @@ class Along:
             record = measure(own, plain, weights, self._examples, to, self.table)
             fisher = record["matrices"].get("fisher") if own is plain else fisher
             yield record
-        yield measure_natural(plain, weights, self._examples, to, fisher)
+        yield measure_natural(plain, weights, self._examples, to, fisher, self.table.damping)
 
 
 def _only_the_path(experiment: Experiment, table: ConditioningConfig) -> Experiment:

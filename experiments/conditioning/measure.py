@@ -95,7 +95,12 @@ def measure(
 
 
 def measure_natural(
-    plain: Instruments, weights: Params, examples: Examples, to: Directions, fisher: dict[str, Any] | None
+    plain: Instruments,
+    weights: Params,
+    examples: Examples,
+    to: Directions,
+    fisher: dict[str, Any] | None,
+    damping: float,
 ) -> dict[str, Any]:
     """The same of the natural gradient, in whose coordinates the eigenvalues of the Fisher matrix are `l / (l + d)`."""
     record = {
@@ -109,31 +114,28 @@ def measure_natural(
         "products": to.natural.steps,
         "matrices": {},
     }
-    if fisher is not None:
+    if fisher is not None:  # what was measured of it
         values = np.array(fisher["values"])
         whitened = np.maximum(values, 0) / (np.maximum(values, 0) + to.damping)
-        record["matrices"] = {"fisher": {**_numbers(whitened, np.array(fisher["weights"])), "to": {}}}
+        record["matrices"] = {"fisher": _numbers(whitened, np.array(fisher["weights"]), damping)}
     return record
 
 
 def _spectrum(operator: curvature.LinearOperator, table: ConditioningConfig) -> dict[str, Any]:
-    found = curvature.eigenvalues(operator, jax.random.key(1), table.lanczos_steps, count=None)
-    numbers = curvature.condition_numbers(found, ks=RATIOS)
-    density = curvature.spectral_density(operator, jax.random.key(2), table.probes, table.lanczos_steps)
-    return {
-        "size": operator.size,
-        **_numbers(density.values, density.weights),
-        "largest": float(found.values[-1]),
-        "smallest": float(found.values[0]),
-        "to": {str(k): value for k, value in numbers.to.items()},
-    }
+    density = curvature.spectral_density(operator, jax.random.key(1), table.probes, table.lanczos_steps)
+    return {"size": operator.size, **_numbers(density.values, density.weights, table.damping)}
 
 
-def _numbers(values: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
-    """The largest magnitude over the mean one, and the density that they are from."""
-    mean = np.sum(abs(values) * weights, axis=1).mean()
+def _numbers(values: np.ndarray, weights: np.ndarray, damping: float) -> dict[str, Any]:
+    """Condition numbers, and the density that they are from. A `damping` of the mean magnitude is added in `damped`."""
+    mean = float(np.sum(abs(values) * weights, axis=1).mean())
+    numbers = [curvature.condition_numbers(probe, damping * mean, RATIOS) for probe in values]
     return {
-        "to_mean": float(abs(values).max() / mean) if mean else float("nan"),
+        "largest": float(values.max()),
+        "smallest": float(values.min()),
+        "to_mean": float(abs(values).max()) / mean if mean else float("nan"),
+        "damped": max(probe.damped for probe in numbers),
+        "to": {str(k): float(np.mean([probe.to[k] for probe in numbers])) for k in numbers[0].to},
         "values": _rounded(values),
         "weights": _rounded(weights),
     }

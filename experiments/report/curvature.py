@@ -98,6 +98,10 @@ def charts(found: Curvature, named: bool) -> list[Chart]:
         _panel(found, _MATRICES[name], "largest |λ| / mean |λ|", functools.partial(_to_mean, matrix=name), log_y=True)
         for name in found.matrices
     ]
+    tenths = [
+        _panel(found, _MATRICES[name], "λ₁ / λ₁₀", functools.partial(_to_tenth, matrix=name), log_y=True)
+        for name in found.matrices
+    ]
     ends = dict.fromkeys((0, len(found.steps) - 1))
     spectra = [_spectrum(found, name, index) for name in _shown(found) for index in ends]
     alignment = [
@@ -113,6 +117,10 @@ def charts(found: Curvature, named: bool) -> list[Chart]:
             "ideal. A gradient step that suits the steepest direction is so many times too small for the mean one. At "
             "each place, the network computes the same function in all parametrizations (largest relative difference "
             f"{largest:.0e}).",
+        ),
+        (
+            "tenth", "The outermost eigenvalues", tenths,
+            "The largest eigenvalue over the tenth largest. A network of ten classes has about as many that stand out.",
         ),
         (
             "spectrum", "Spectra", spectra,
@@ -159,7 +167,7 @@ def caption(found: Curvature) -> str:
     return (
         f"{over}. Every parametrization stands for the same function. Largest / mean: of the magnitudes of "
         "eigenvalues; lower is better conditioned. The natural gradient's row is that of the Fisher matrix in its own, "
-        "damped coordinates. The loss is a mean over examples, so that the Fisher matrix equals the Gauss-Newton matrix."
+        "damped coordinates. The loss is a mean over examples, and the Fisher matrix equals the Gauss-Newton matrix."
     )
 
 
@@ -199,6 +207,11 @@ def _above(matrix: dict[str, Any]) -> np.ndarray:
 
 def _to_mean(record: dict[str, Any], matrix: str) -> float:
     value = record["matrices"].get(matrix, {}).get("to_mean")
+    return np.nan if value is None else float(value)
+
+
+def _to_tenth(record: dict[str, Any], matrix: str) -> float:
+    value = record["matrices"].get(matrix, {}).get("to", {}).get("10")
     return np.nan if value is None else float(value)
 
 
