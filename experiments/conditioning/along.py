@@ -68,12 +68,9 @@ class Along:
     def _measured(self, weights: Params) -> Iterator[Record]:
         plain, *_ = self._instruments
         to = directions(plain, weights, self._examples, self.table)
-        fisher = None
         for own in self._instruments:
-            record = measure(own, plain, weights, self._examples, to, self.table)
-            fisher = record["matrices"].get("fisher") if own is plain else fisher
-            yield record
-        yield measure_natural(plain, weights, self._examples, to, fisher, self.table.damping)
+            yield measure(own, plain, weights, self._examples, to, self.table)
+        yield measure_natural(plain, weights, self._examples, to, self.table)
 
 
 def _only_the_path(experiment: Experiment, table: ConditioningConfig) -> Experiment:

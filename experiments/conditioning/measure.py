@@ -18,6 +18,7 @@ from experiments.tasks import Examples, Params, Task
 from wn_jax import curvature
 
 RATIOS = (5, 10, 20)  # largest eigenvalue over the k-th largest
+LEVELS = np.geomspace(1e-6, 1, 37)
 _STEP_SIZES = 2.0 ** np.arange(-12, 13)  # times the one that is best where the Fisher matrix is the whole truth
 
 
@@ -27,6 +28,7 @@ class Directions(NamedTuple):
     gradient: Params
     natural: curvature.NaturalGradient
     damping: float
+    fisher: curvature.SpectralDensity
 
 
 class Instruments:
@@ -72,7 +74,7 @@ def directions(plain: Instruments, weights: Params, examples: Examples, table: C
     density = curvature.spectral_density(fisher, jax.random.key(0), table.probes, table.lanczos_steps)
     damping = table.damping * float(np.mean(np.sum(density.values * density.weights, axis=1)))
     gradient = plain.gradient(weights, examples)
-    return Directions(gradient, curvature.natural_gradient(fisher, gradient, damping), damping)
+    return Directions(gradient, curvature.natural_gradient(fisher, gradient, damping, tolerance=1e-3), damping, density)
 
 
 def measure(
@@ -95,15 +97,12 @@ def measure(
 
 
 def measure_natural(
-    plain: Instruments,
-    weights: Params,
-    examples: Examples,
-    to: Directions,
-    fisher: dict[str, Any] | None,
-    damping: float,
+    plain: Instruments, weights: Params, examples: Examples, to: Directions, table: ConditioningConfig
 ) -> dict[str, Any]:
     """The same of the natural gradient, in whose coordinates the eigenvalues of the Fisher matrix are `l / (l + d)`."""
-    record = {
+    positive = np.maximum(to.fisher.values, 0)
+    whitened = curvature.SpectralDensity(positive / (positive + to.damping), to.fisher.weights)
+    return {
         "coordinates": "natural gradient",
         "loss": float(plain.loss(weights, examples)),
         "difference": 0.0,
@@ -112,23 +111,25 @@ def measure_natural(
         "decrease": _best_decrease(plain, weights, to.natural.value, examples),
         "residual": to.natural.residual,
         "products": to.natural.steps,
-        "matrices": {},
+        "matrices": {"fisher": _numbers(whitened, table.damping)} if "fisher" in table.matrices else {},
     }
-    if fisher is not None:  # what was measured of it
-        values = np.array(fisher["values"])
-        whitened = np.maximum(values, 0) / (np.maximum(values, 0) + to.damping)
-        record["matrices"] = {"fisher": _numbers(whitened, np.array(fisher["weights"]), damping)}
-    return record
 
 
 def _spectrum(operator: curvature.LinearOperator, table: ConditioningConfig) -> dict[str, Any]:
     density = curvature.spectral_density(operator, jax.random.key(1), table.probes, table.lanczos_steps)
-    return {"size": operator.size, **_numbers(density.values, density.weights, table.damping)}
+    return {"size": operator.size, **_numbers(density, table.damping)}
 
 
-def _numbers(values: np.ndarray, weights: np.ndarray, damping: float) -> dict[str, Any]:
-    """Condition numbers, and the density that they are from. A `damping` of the mean magnitude is added in `damped`."""
-    mean = float(np.sum(abs(values) * weights, axis=1).mean())
+def _numbers(density: curvature.SpectralDensity, damping: float) -> dict[str, Any]:
+    """Condition numbers, and which fraction of the magnitudes is above each of `LEVELS` times the largest.
+
+    `damped` has `damping` times the mean magnitude added.
+    """
+    values = density.values
+    sizes = curvature.SpectralDensity(
+        abs(values) / max(abs(values).max(), np.finfo(values.dtype).tiny), density.weights
+    )
+    mean = float(np.sum(abs(values) * density.weights, axis=1).mean())
     numbers = [curvature.condition_numbers(probe, damping * mean, RATIOS) for probe in values]
     return {
         "largest": float(values.max()),
@@ -136,8 +137,7 @@ def _numbers(values: np.ndarray, weights: np.ndarray, damping: float) -> dict[st
         "to_mean": float(abs(values).max()) / mean if mean else float("nan"),
         "damped": max(probe.damped for probe in numbers),
         "to": {str(k): float(np.mean([probe.to[k] for probe in numbers])) for k in numbers[0].to},
-        "values": _rounded(values),
-        "weights": _rounded(weights),
+        "above": [float(f"{1 - below:.4g}") for below in sizes.cumulative(LEVELS * (1 - 1e-6))[0]],
     }
 
 
@@ -161,7 +161,3 @@ def _weight_step(weights: Any, params: Params, examples: Examples, gradient: Par
 
     _, pull_back = jax.vjp(of, params)
     return jax.jvp(of, (params,), pull_back(gradient))[1]
-
-
-def _rounded(numbers: np.ndarray) -> list[list[float]]:
-    return [[float(f"{number:.5g}") for number in row] for row in numbers]

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from experiments import files
 from experiments.errors import ConfigError
-from experiments.report import charts, curves, summary
+from experiments.report import charts, curvature, curves, summary
+from experiments.report.curvature import Curvature
 from experiments.report.page import page
 from experiments.report.runs import Run, read_all
 from experiments.report.summary import Row, summarize
@@ -29,6 +30,9 @@ class Report:
 
 def report(paths: Iterable[Path], out: Path | None = None) -> Report:
     """Report on run folders: write `summary.json`, `curves.png` and `report.html`.
+
+    Where curvature was measured or learning rates were swept, also a picture of each figure of these in `figures/`, and
+    `curvature.json`.
 
     Arguments:
         paths: the run folders.
@@ -50,12 +54,22 @@ def report(paths: Iterable[Path], out: Path | None = None) -> Report:
     try:
         summary.write_summary(rows, written.summary)
         curves.write_png(charts.over_time(runs, rows), _heading(runs), written.curves)
-        files.write(written.page, page(runs, rows, _heading(runs)))
+        measured = [found for run in runs if (found := curvature.read(run.path, run.name))]
+        _write_further(runs, rows, measured, folder)
+        files.write(written.page, page(runs, rows, measured, _heading(runs)))
     except OSError as error:
         raise ConfigError(
             f"{folder}: the report cannot be written: {error}; choose another folder with --out"
         ) from None
     return written
+
+
+def _write_further(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[Curvature], folder: Path) -> None:
+    for found in measured:
+        curvature.write_summary(found, folder / (f"curvature-{found.run}.json" if len(runs) > 1 else "curvature.json"))
+    of_curvature = [chart for found in measured for chart in curvature.charts(found, named=len(runs) > 1)]
+    for chart in [*of_curvature, *charts.sweep(runs, rows)]:
+        curves.write_png([chart], chart.title, folder / "figures" / f"{chart.id}.png")
 
 
 def _heading(runs: Sequence[Run]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments import files
+from experiments.conditioning.measure import LEVELS
 from experiments.errors import ConfigError
 from experiments.report import spread
 from experiments.report.charts import Chart, Line, Panel
@@ -23,6 +25,9 @@ _MATRICES = {
     "empirical_fisher": "empirical Fisher matrix",
     "gradient_covariance": "covariance of gradients",
 }
+Number = Callable[[dict[str, Any]], Any]
+"""A number in a record."""
+
 _KEYS = (
     "seed",
     "step",
@@ -34,7 +39,6 @@ _KEYS = (
     "decrease",
     "matrices",
 )
-_THRESHOLDS = np.geomspace(1e-6, 1, 49)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Curvature:
     def matrices(self) -> list[str]:
         return list(dict.fromkeys(name for record in self.records.values() for name in record["matrices"]))
 
-    def values(self, coordinates: str, number: Callable[[dict[str, Any]], Any]) -> np.ndarray:
+    def values(self, coordinates: str, number: Number) -> np.ndarray:
         """A number of each place, (steps, seeds, ...), NaN where there is none."""
         rows = [[number(self.records[coordinates, seed, step]) for seed in self.seeds] for step in self.steps]
         return np.array(rows, float)
@@ -147,7 +151,7 @@ def charts(found: Curvature, named: bool) -> list[Chart]:
 def columns(found: Curvature) -> list[Column]:
     """A row for each parametrization: at the first and at the last place."""
     view = [Column("parametrization", found.coordinates, is_text=True)]
-    quantities: list[tuple[str, Callable[[dict[str, Any]], Any], int]] = [
+    quantities: list[tuple[str, Number, int]] = [
         (f"{_MATRICES[name]}: largest / mean", functools.partial(_to_mean, matrix=name), 0) for name in found.matrices
     ]
     quantities += [
@@ -161,6 +165,19 @@ def columns(found: Curvature) -> list[Column]:
     return view
 
 
+def write_summary(found: Curvature, path: Path) -> None:
+    """Means and standard errors over seeds, by parametrization, quantity and step, as JSON for other programs."""
+    rows = []
+    for name in found.coordinates:
+        for quantity, number, _ in _quantities(found):
+            for step, values in zip(found.steps, found.values(name, number), strict=True):
+                mean, error = spread.mean(values), spread.standard_error(values)
+                rows.append(
+                    {"parametrization": name, "quantity": quantity, "step": int(step), "mean": mean, "se": error}
+                )
+    files.write(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
 def caption(found: Curvature) -> str:
     """What the table's figures are."""
     over = f"Mean ± standard error over {len(found.seeds)} seeds" if len(found.seeds) > 1 else "One seed"
@@ -171,9 +188,19 @@ def caption(found: Curvature) -> str:
     )
 
 
-def _panel(
-    found: Curvature, title: str, y_label: str, number: Callable[[dict[str, Any]], Any], log_y: bool = False
-) -> Panel:
+def _quantities(found: Curvature) -> list[tuple[str, Number, int]]:
+    """What is tabulated: its name, the number in a record, and its digits."""
+    return [
+        *(
+            (f"{_MATRICES[name]}: largest / mean", functools.partial(_to_mean, matrix=name), 0)
+            for name in found.matrices
+        ),
+        ("cosine with natural gradient", lambda record: record["cosine_natural"], 3),
+        ("best step's decrease %", lambda record: 100 * record["decrease"], 1),
+    ]
+
+
+def _panel(found: Curvature, title: str, y_label: str, number: Number, log_y: bool = False) -> Panel:
     lines = []
     for style, name in enumerate(found.coordinates):
         values = found.values(name, number)
@@ -191,18 +218,11 @@ def _spectrum(found: Curvature, matrix: str, index: int) -> Panel:
     for style, name in enumerate(found.coordinates):
         rows = [found.records[name, seed, int(found.steps[index])] for seed in found.seeds]
         if all(matrix in record["matrices"] for record in rows):
-            above = np.stack([_above(record["matrices"][matrix]) for record in rows], axis=-1)
-            lines.append(Line(name, style, _THRESHOLDS, above.mean(axis=-1), spread.over_seeds(above)))
+            above = np.array([record["matrices"][matrix]["above"] for record in rows], float).T
+            above = np.where(above > 0, above, np.nan)  # a logarithmic axis has no 0
+            lines.append(Line(name, style, LEVELS, above.mean(axis=-1), spread.over_seeds(above)))
     title = f"{_MATRICES[matrix]} at step {found.steps[index]}"
     return Panel(title, "|λ| / largest", "fraction above", lines, log_x=True, log_y=True)
-
-
-def _above(matrix: dict[str, Any]) -> np.ndarray:
-    """The fraction of eigenvalues whose magnitude is above each threshold, NaN where none is."""
-    values, weights = abs(np.array(matrix["values"])), np.array(matrix["weights"])
-    above = np.where(values[:, :, None] >= _THRESHOLDS * values.max() * (1 - 1e-6), weights[:, :, None], 0)
-    fraction = above.sum(axis=1).mean(axis=0)
-    return np.where(fraction > 0, fraction, np.nan)
 
 
 def _to_mean(record: dict[str, Any], matrix: str) -> float:

@@ -30,8 +30,12 @@ def write_png(charts: Sequence[Chart], heading: str, path: Path) -> None:
     panels = [panel for chart in charts for panel in chart.panels]
     with styled():
         figure = Figure(figsize=(5.5 * len(panels), 4.4), layout="constrained")
-        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(drawn, panels, strict=True):
             draw(axes, panel)
+            axes.set_title(panel.title if len(panels) > 1 else "", fontsize=10)
+        if all(chart.shared for chart in charts):
+            share(drawn)
         figure.suptitle(heading)
         handles = {line.label: _handle(line) for panel in panels for line in panel.lines}
         widest = max(map(len, handles)) + 6  # its sample of the line is about six characters wide

@@ -10,15 +10,15 @@ import jinja2
 from experiments.report import charts, curvature, summary, svg
 from experiments.report.charts import Chart
 from experiments.report.curves import COLOURS, DASHES
+from experiments.report.curvature import Curvature
 from experiments.report.runs import Run
 from experiments.report.summary import Row
 
 _POINTS = 3000  # of all lines of a figure together: more than the picture has pixels across, and small enough to send
 
 
-def page(runs: Sequence[Run], rows: Sequence[Row], heading: str) -> str:
+def page(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[Curvature], heading: str) -> str:
     """The page's HTML."""
-    measured = [found for run in runs if (found := curvature.read(run.path, run.name))]
     figures = [
         *(chart for found in measured for chart in curvature.charts(found, named=len(runs) > 1)),
         *charts.over_time(runs, rows, _POINTS),
@@ -46,7 +46,7 @@ def _results(rows: Sequence[Row]) -> dict[str, Any]:
     return {"id": "results", "title": "Results", "columns": columns, "caption": caption}
 
 
-def _curvature(found: curvature.Curvature, named: bool) -> dict[str, Any]:
+def _curvature(found: Curvature, named: bool) -> dict[str, Any]:
     return {
         "id": f"curvature-{found.run}" if named else "curvature",
         "title": f"Curvature of {found.run}" if named else "Curvature at the same function",
