@@ -117,13 +117,15 @@ def measure_natural(
 
 def _spectrum(operator: curvature.LinearOperator, table: ConditioningConfig) -> dict[str, Any]:
     density = curvature.spectral_density(operator, jax.random.key(1), table.probes, table.lanczos_steps)
-    return {"size": operator.size, **_numbers(density, table.damping)}
+    exact = table.lanczos_steps >= operator.size
+    return {"size": operator.size, "exact": exact, **_numbers(density, table.damping)}
 
 
 def _numbers(density: curvature.SpectralDensity, damping: float) -> dict[str, Any]:
     """Condition numbers, and which fraction of the magnitudes is above each of `LEVELS` times the largest.
 
-    `damped` has `damping` times the mean magnitude added.
+    `damped` has `damping` times the mean magnitude added. Both it and `numerical_range` are lower bounds where the
+    density is not exact.
     """
     values = density.values
     sizes = curvature.SpectralDensity(
@@ -136,6 +138,7 @@ def _numbers(density: curvature.SpectralDensity, damping: float) -> dict[str, An
         "smallest": float(values.min()),
         "to_mean": float(abs(values).max()) / mean if mean else float("nan"),
         "damped": max(probe.damped for probe in numbers),
+        "numerical_range": max(probe.numerical_range for probe in numbers),
         "to": {str(k): float(np.mean([probe.to[k] for probe in numbers])) for k in numbers[0].to},
         "above": [float(f"{1 - below:.4g}") for below in sizes.cumulative(LEVELS * (1 - 1e-6))[0]],
     }

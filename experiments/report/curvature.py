@@ -182,15 +182,20 @@ def caption(found: Curvature) -> str:
     """What the table's figures are."""
     over = f"Mean ± standard error over {len(found.seeds)} seeds" if len(found.seeds) > 1 else "One seed"
     return (
-        f"{over}. Every parametrization stands for the same function. Largest / mean: of the magnitudes of "
-        "eigenvalues; lower is better conditioned. The natural gradient's row is that of the Fisher matrix in its own, "
+        f"{over}. Every parametrization stands for the same function. Largest / mean, largest / smallest: of "
+        "the magnitudes of eigenvalues, the smallest without those that cannot be told from 0; lower is better. The natural gradient's row is that of the Fisher matrix in its own, "
         "damped coordinates. The loss is a mean over examples, and the Fisher matrix equals the Gauss-Newton matrix."
     )
 
 
 def _quantities(found: Curvature) -> list[tuple[str, Number, int]]:
     """What is tabulated: its name, the number in a record, and its digits."""
+    exact = [name for name in found.matrices if all(_is_exact(record, name) for record in found.records.values())]
     return [
+        *(
+            (f"{_MATRICES[name]}: largest / smallest", functools.partial(_to_smallest, matrix=name), 1)
+            for name in exact
+        ),
         *(
             (f"{_MATRICES[name]}: largest / mean", functools.partial(_to_mean, matrix=name), 0)
             for name in found.matrices
@@ -227,6 +232,15 @@ def _spectrum(found: Curvature, matrix: str, index: int) -> Panel:
 
 def _to_mean(record: dict[str, Any], matrix: str) -> float:
     value = record["matrices"].get(matrix, {}).get("to_mean")
+    return np.nan if value is None else float(value)
+
+
+def _is_exact(record: dict[str, Any], matrix: str) -> bool:
+    return matrix not in record["matrices"] or bool(record["matrices"][matrix].get("exact", True))
+
+
+def _to_smallest(record: dict[str, Any], matrix: str) -> float:
+    value = record["matrices"].get(matrix, {}).get("numerical_range")
     return np.nan if value is None else float(value)
 
 

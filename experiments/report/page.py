@@ -9,8 +9,8 @@ import jinja2
 
 from experiments.report import charts, curvature, summary, svg
 from experiments.report.charts import Chart
-from experiments.report.curves import COLOURS, DASHES
 from experiments.report.curvature import Curvature
+from experiments.report.curves import COLOURS, DASHES
 from experiments.report.runs import Run
 from experiments.report.summary import Row
 
