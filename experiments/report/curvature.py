@@ -116,36 +116,43 @@ def charts(found: Curvature, named: bool) -> list[Chart]:
     largest = max(float(record["difference"]) for record in found.records.values())
     shown = [
         (
-            "condition", "How badly conditioned the loss is", conditions,
+            "condition", "How badly conditioned the loss is",
             "The largest magnitude of an eigenvalue over the mean one, along the weights of plain training: 1 is "
             "ideal. A gradient step that suits the steepest direction is so many times too small for the mean one. At "
             "each place, the network computes the same function in all parametrizations (largest relative difference "
             f"{largest:.0e}).",
+            conditions,
         ),
         (
-            "tenth", "The outermost eigenvalues", tenths,
+            "tenth", "The outermost eigenvalues",
             "The largest eigenvalue over the tenth largest. A network of ten classes has about as many that stand out.",
+            tenths,
         ),
         (
-            "spectrum", "Spectra", spectra,
+            "spectrum", "Spectra",
             "The fraction of eigenvalues above each level, in units of the largest, at the first and the last place. "
             "The more even a spectrum is, the higher lies its line.",
+            spectra,
         ),
         (
-            "alignment", "Where a gradient step moves the weights", alignment,
+            "alignment", "Where a gradient step moves the weights",
             "The cosine between the direction in which a small step of gradient descent in each parametrization moves "
             "the weights, and that of the (damped) natural gradient, or that of plain weights.",
+            alignment,
         ),
         (
-            "decrease", "What the best single step gains", decrease,
+            "decrease", "What the best single step gains",
             "By how much the best of 25 step sizes along the negative gradient lowers the loss on the examples.",
+            decrease,
         ),
     ]  # fmt: skip
     suffix = f"-{found.run}" if named else ""
-    return [
-        Chart(f"{id_}{suffix}", f"{title}{of}", f"{caption} {error}", panels, shared=len(panels) > 1)
-        for id_, title, panels, caption in shown
-    ]
+    made = []
+    for id_, title, caption, panels in shown:
+        if filled := [panel for panel in panels if panel.lines]:
+            own_caption = f"{caption} {error}"
+            made.append(Chart(f"{id_}{suffix}", f"{title}{of}", own_caption, filled, shared=len(filled) > 1))
+    return made
 
 
 def columns(found: Curvature) -> list[Column]:
@@ -166,25 +173,32 @@ def columns(found: Curvature) -> list[Column]:
 
 
 def write_summary(found: Curvature, path: Path) -> None:
-    """Means and standard errors over seeds, by parametrization, quantity and step, as JSON for other programs."""
+    """Means and standard errors over seeds, by parametrization, quantity and step, as JSON for other programs.
+
+    `over_plain` is the mean of the ratios to what plain weights have, seed by seed.
+    """
     rows = []
     for name in found.coordinates:
         for quantity, number, _ in _quantities(found):
-            for step, values in zip(found.steps, found.values(name, number), strict=True):
-                mean, error = spread.mean(values), spread.standard_error(values)
-                rows.append(
-                    {"parametrization": name, "quantity": quantity, "step": int(step), "mean": mean, "se": error}
-                )
+            own, plain = found.values(name, number), found.values(found.coordinates[0], number)
+            for step, values, others in zip(found.steps, own, plain, strict=True):
+                where = {"parametrization": name, "quantity": quantity, "step": int(step)}
+                rows.append({**where, **_spread(values, ""), **_spread(values / others, "over_plain_")})
     files.write(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+def _spread(values: np.ndarray, prefix: str) -> dict[str, float | None]:
+    return {f"{prefix}mean": spread.mean(values), f"{prefix}se": spread.standard_error(values)}
 
 
 def caption(found: Curvature) -> str:
     """What the table's figures are."""
     over = f"Mean ± standard error over {len(found.seeds)} seeds" if len(found.seeds) > 1 else "One seed"
     return (
-        f"{over}. Every parametrization stands for the same function. Largest / mean, largest / smallest: of "
-        "the magnitudes of eigenvalues, the smallest without those that cannot be told from 0; lower is better. The natural gradient's row is that of the Fisher matrix in its own, "
-        "damped coordinates. The loss is a mean over examples, and the Fisher matrix equals the Gauss-Newton matrix."
+        f"{over}. Every parametrization stands for the same function. Largest / mean and largest / smallest are of the "
+        "magnitudes of eigenvalues, without those that cannot be told from 0 in the smallest; lower is better. The "
+        "natural gradient's row is that of the Fisher matrix in its own, damped coordinates. The loss is a mean over "
+        "examples, and the Fisher matrix equals the Gauss-Newton matrix."
     )
 
 
@@ -197,7 +211,7 @@ def _quantities(found: Curvature) -> list[tuple[str, Number, int]]:
             for name in exact
         ),
         *(
-            (f"{_MATRICES[name]}: largest / mean", functools.partial(_to_mean, matrix=name), 0)
+            (f"{_MATRICES[name]}: largest / mean", functools.partial(_to_mean, matrix=name), 1)
             for name in found.matrices
         ),
         ("cosine with natural gradient", lambda record: record["cosine_natural"], 3),
