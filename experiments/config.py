@@ -114,6 +114,15 @@ class ArmConfig(Table):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _norms_are_there_to_keep(self) -> ArmConfig:
+        if self.optimizer.keep_norms and self.model.weights != "weight_norm":
+            raise ValueError(
+                f"optimizer.keep_norms keeps the norms of v, and weights written as {self.model.weights!r} have none; "
+                "set model.weights = 'weight_norm', or leave it out"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _members_fill_calls(self) -> ArmConfig:
         members = self.train.seeds * len(self.optimizer.learning_rate)
         if self.train.members_per_call and members % self.train.members_per_call:

@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 import wn_jax as wn
 from experiments.parametrizations import is_frozen
 from experiments.tables import CountOrZero, Table, nearest, sequence, unknown
+from wn_jax.optim import project_directions
 
 Option = bool | int | float | str
 Label = Literal["g", "v", "weight", "other"]
@@ -33,7 +34,8 @@ class OptimizerConfig(Table):
     `name` is a function of `optax` or `optax.contrib` that takes a learning rate, and `options` its further arguments.
     A list of learning rates makes a sweep. `second_half` gives options other values from the middle of training on, as
     the paper's code does with Adam's first moment. `weight_decay` is decoupled (as AdamW's), a rate for each label:
-    `g` and `v` of weight-normalized weights, other `weight`s (two axes or more), and what is left (`other`).
+    `g` and `v` of weight-normalized weights, other `weight`s (two axes or more), and what is left (`other`). With
+    `keep_norms`, each `v` of a weight-normalized network keeps its first norm (`wn_jax.optim.project_directions`).
     """
 
     name: str
@@ -44,6 +46,7 @@ class OptimizerConfig(Table):
     warmup_steps: CountOrZero = 0
     clip_norm: PositiveFloat | None = None
     weight_decay: dict[Label, NonNegativeFloat] = Field(default_factory=dict)
+    keep_norms: bool = False
 
     @pydantic.field_validator("name")
     @classmethod
@@ -89,6 +92,8 @@ def build(
     if any(config.weight_decay.values()):
         parts.append(_decay(config.weight_decay, rate))
     parts.append(optax.masked(optax.set_to_zero(), is_frozen))
+    if config.keep_norms:
+        parts.append(project_directions())
     return optax.chain(*parts)
 
 
@@ -187,7 +192,8 @@ def _try_out(config: OptimizerConfig) -> None:
     """Builds the optimizer and traces a step of it, so that what cannot work is an error before anything runs."""
 
     def step(params: Any) -> Any:
-        optimizer = build(config, config.learning_rate[0], steps=2, steps_per_epoch=1)
+        plain = config.model_copy(update={"keep_norms": False})  # there are no nodes here
+        optimizer = build(plain, config.learning_rate[0], steps=2, steps_per_epoch=1)
         updates, state = optimizer.update(params, optimizer.init(params), params)
         if any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(state)):
             raise TypeError("it keeps a random key, which would be the same for all seeds")

@@ -11,6 +11,7 @@ import pytest
 
 import wn_jax as wn
 from experiments import optimizers, toml_file
+from experiments.errors import ConfigError
 from experiments.optimizers import OptimizerConfig
 from experiments.parametrizations import FrozenScale
 from tests.experiments import ROOT
@@ -242,3 +243,20 @@ def test_options_are_the_optimizer_s_own():
     """Nesterov's momentum, whose first two steps from a constant gradient are lr (1 + m) and lr (1 + m + m^2)."""
     config = OptimizerConfig(name="sgd", learning_rate=1.0, options={"momentum": 0.5, "nesterov": True})
     np.testing.assert_allclose(run(config, 1.0, np.ones((2, 1))), [[-1.5], [-1.5 - 1.75]], rtol=1e-6)
+
+
+def test_kept_norms_are_those_of_the_start():
+    config = OptimizerConfig(name="sgd", learning_rate=0.5, keep_norms=True)
+    weight = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
+    optimizer = optimizers.build(config, 0.5, STEPS, STEPS_PER_EPOCH)
+    params = {"w": wn.WeightNorm.from_weight(weight, -2)}
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    moved = optax.apply_updates(params, updates)["w"].v
+    expected = np.asarray(weight) - 0.5
+    expected *= np.linalg.norm(weight, axis=0) / np.linalg.norm(expected, axis=0)
+    np.testing.assert_allclose(moved, expected, rtol=1e-5)
+
+
+def test_only_weight_norm_has_norms_to_keep():
+    with pytest.raises(ConfigError, match=r"plain: .*keep_norms keeps the norms of v"):
+        toml_file.load(CIFAR10, ["arms.plain.optimizer.keep_norms=true"])

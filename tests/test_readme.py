@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -16,6 +18,15 @@ def test_the_python_blocks_run_in_order():
     assert names["logits"].shape == (32, 10)
     assert names["y"].shape == (4, 3)
     assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 20
+
+
+@pytest.mark.slow
+def test_the_guide_to_curvature_runs():
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "curvature.md").read_text(), re.DOTALL):
+        exec(block, names)
+    assert names["natural"].converged
+    assert names["every"].exact
 
 
 def test_the_table_of_peers_names_tests_that_exist():
