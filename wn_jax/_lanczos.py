@@ -200,8 +200,11 @@ def _with_row(basis: Any, row: int, vector: Any) -> Any:
 def _outside(basis: Any, vector: Any) -> tuple[Any, jax.Array]:
     """The part of a vector that is orthogonal to the basis, at length 1, and its length. Rows may be zero."""
     vector = _without(basis, _without(basis, vector))  # twice is enough (Giraud et al. 2005)
+    largest = jnp.stack([jnp.max(abs(own), initial=0) for own in jax.tree.leaves(vector)]).max()
+    unit = jnp.where(largest > 0, largest, 1)  # in which squares neither vanish nor overflow
+    vector = jax.tree.map(lambda own: own / unit.astype(own.dtype), vector)
     length = optax.tree.norm(vector)
-    return jax.tree.map(lambda own: own / jnp.where(length > 0, length, 1).astype(own.dtype), vector), length
+    return jax.tree.map(lambda own: own / jnp.where(length > 0, length, 1).astype(own.dtype), vector), length * unit
 
 
 def _without(basis: Any, vector: Any) -> Any:
