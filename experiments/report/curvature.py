@@ -19,6 +19,7 @@ from experiments.report.charts import Chart, Line, Panel
 from experiments.report.summary import Column, plus_minus
 from experiments.run_folder import MEASURED
 
+_FEW = 100
 _MATRICES = {
     "hessian": "Hessian",
     "fisher": "Fisher matrix",
@@ -204,7 +205,7 @@ def caption(found: Curvature) -> str:
 
 def _quantities(found: Curvature) -> list[tuple[str, Number, int]]:
     """What is tabulated: its name, the number in a record, and its digits."""
-    exact = [name for name in found.matrices if all(_is_exact(record, name) for record in found.records.values())]
+    exact = [name for name in found.matrices if all(_is_small(record, name) for record in found.records.values())]
     return [
         *(
             (f"{_MATRICES[name]}: largest / smallest", functools.partial(_to_smallest, matrix=name), 1)
@@ -249,8 +250,9 @@ def _to_mean(record: dict[str, Any], matrix: str) -> float:
     return np.nan if value is None else float(value)
 
 
-def _is_exact(record: dict[str, Any], matrix: str) -> bool:
-    return matrix not in record["matrices"] or bool(record["matrices"][matrix].get("exact", True))
+def _is_small(record: dict[str, Any], matrix: str) -> bool:
+    """Whether the smallest eigenvalue can be known: among many, those of float32 products are rounding."""
+    return matrix not in record["matrices"] or record["matrices"][matrix].get("size", 0) <= _FEW
 
 
 def _to_smallest(record: dict[str, Any], matrix: str) -> float:
