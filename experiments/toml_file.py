@@ -50,7 +50,7 @@ def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
 
 
 def select(experiment: Experiment, arms: Iterable[str]) -> Experiment:
-    """The experiment with only these arms.
+    """The experiment with only these arms, and without its `[conditioning]` if that needs another one.
 
     Raises:
         ConfigError: there is no such arm.
@@ -58,7 +58,8 @@ def select(experiment: Experiment, arms: Iterable[str]) -> Experiment:
     names = list(arms)
     for arm in names:
         _check_arm(arm, experiment.arms)
-    return experiment.model_copy(update={"arms": {arm: experiment.arms[arm] for arm in names}})
+    table = experiment.conditioning if experiment.conditioning and experiment.conditioning.path in names else None
+    return experiment.model_copy(update={"arms": {arm: experiment.arms[arm] for arm in names}, "conditioning": table})
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

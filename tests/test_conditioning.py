@@ -246,9 +246,9 @@ def test_spread_scales_each_vector_and_leaves_its_direction():
         np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:1], ratio.shape), rtol=1e-5)
         np.testing.assert_array_equal(scaled[layer]["bias"], plain[layer]["bias"])
         factors += list(np.log(ratio[0]))
-    assert len(factors) == 74
+    assert len(factors) == 16 + 16 + 10
     assert np.std(factors) == pytest.approx(2, abs=0.5)
-    assert np.mean(factors) == pytest.approx(0, abs=0.7)
+    assert np.mean(factors) == pytest.approx(0, abs=0.9)
 
 
 def test_a_place_is_measured_again_unless_all_of_it_is_there():
