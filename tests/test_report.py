@@ -227,3 +227,17 @@ def test_the_table_fits_the_terminal(tmp_path):
     ]  # fmt: skip
     text = printed(report([write_run(tmp_path, records, [("a", 123456, 1.0)])]).table, width=200)
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+
+
+def test_steps_to_the_target_are_shown_where_all_seeds_reached_it(tmp_path):
+    """The target is 0.1. A mean over those that reached it would flatter the rate at which one did not."""
+    records = [
+        *(record("a", step, [loss, 0.1], [0.1, 0.2], rate=0.1) for step, loss in ((10, 0.1), (20, 0.1))),
+        *(record("a", step, [0.5, 0.1], [0.1, 0.2], rate=0.3) for step in (10, 20)),
+    ]
+    found = runs.read_all([write_run(tmp_path, records)])
+    (chart,) = charts.sweep(found, summary.summarize(found))
+    steps = chart.panels[-1]
+    assert steps.title == "steps to the target loss"
+    np.testing.assert_array_equal(steps.lines[0].mean, [10, np.nan])
+    np.testing.assert_allclose(chart.panels[1].lines[0].mean, [0.1, 0.3])

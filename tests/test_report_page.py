@@ -45,7 +45,8 @@ def test_a_page_holds_every_figure_and_what_the_run_took(tmp_path):
     page = Page(report([write_run(tmp_path, [*layered(0.1), *layered(0.3)], TIMES)]).page.read_text())
     figures = [attributes["id"] for tag, attributes in page.elements if tag == "figure"]
     assert figures == ["loss", "held-out", "learning-rate", "norms", "effective-step"]
-    assert page.having("role").count("img") == 3 + 2 + 2  # the last two have a panel for each rate
+    # Error, loss and steps to the target against the rate; then a panel for each rate, twice.
+    assert page.having("role").count("img") == 1 + 1 + 3 + 2 + 2
     assert (
         "training loss (minibatch mean) against step. a, rate 0.1: 0.1 at step 10, then 0.05"
         in page.having("aria-label")[0]
