@@ -29,11 +29,12 @@ def write_png(charts: Sequence[Chart], heading: str, path: Path) -> None:
     """All panels of the charts side by side in one picture."""
     panels = [panel for chart in charts for panel in chart.panels]
     with styled():
-        figure = Figure(figsize=(5.5 * len(panels), 4.4), layout="constrained")
+        lost = max(sum(bool(line.lost) for line in panel.lines) for panel in panels)  # rows of circles above the axes
+        figure = Figure(figsize=(5.5 * len(panels), 4.4 + 0.2 * lost), layout="constrained")
         drawn = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(drawn, panels, strict=True):
             draw(axes, panel)
-            axes.set_title(panel.title if len(panels) > 1 else "", fontsize=10)
+            axes.set_title(panel.title if len(panels) > 1 else " ", fontsize=10, pad=6 + 13 * lost)
         if all(chart.shared for chart in charts):
             share(drawn)
         figure.suptitle(heading)
