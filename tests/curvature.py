@@ -76,6 +76,11 @@ class Problem:
         return np.asarray(jax.jit(jax.jacobian(self.flat(self.losses)))(self.vector))
 
     @functools.cached_property
+    def gradient(self) -> Callable[[Any, Any], Any]:
+        """Of the loss, by parameters as they are, compiled."""
+        return jax.jit(jax.grad(lambda params, batch: self.loss(by_hand(params), batch)))
+
+    @functools.cached_property
     def hessian(self) -> np.ndarray:
         return np.asarray(jax.jit(jax.hessian(self.flat(self.loss)))(self.vector))
 
@@ -172,3 +177,14 @@ def operator(name: str, p: Problem, batch_size: int | None = None) -> curvature.
     else:
         make = getattr(curvature, name)(wn.wrap(p.losses), batch_size)
     return make(p.params, p.batch)
+
+
+def with_spectrum(values: Any, dtype: Any = np.float64) -> curvature.LinearOperator:
+    """A matrix of these eigenvalues, over a tree of three arrays; compiled once for a size."""
+    values = np.asarray(values)
+    basis = np.linalg.qr(np.random.default_rng(5).standard_normal((len(values), len(values))))[0]
+    params = {"a": jnp.zeros((2, 3), dtype), "b": jnp.zeros((), dtype), "c": jnp.zeros(len(values) - 7, dtype)}
+    return _quadratic(params, jnp.asarray((basis * values) @ basis.T, dtype))
+
+
+_quadratic = curvature.hessian(quadratic)
