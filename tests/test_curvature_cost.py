@@ -92,3 +92,13 @@ def test_a_product_takes_the_memory_of_four_gradients_at_most(name, form):
     product = temporary(jax.jit(lambda own, vector: own(vector)).lower(shapes, shapes.params).compile())
     assert 900_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 1_100_000
     assert product <= 4 * gradient
+
+
+def test_a_whole_matrix_is_made_part_by_part():
+    """In the memory of some products with one part of the batch, and not with all of them."""
+    make = curvature.hessian(lambda params, batch: jnp.mean(jnp.tanh(batch @ params) ** 2), batch_size=8)
+    batch = jnp.asarray(np.random.default_rng(0).standard_normal((64, 5)), jnp.float32)
+    own = make(jnp.ones((5, 7)), batch)
+    whole = curvature.hessian(lambda params, batch: jnp.mean(jnp.tanh(batch @ params) ** 2))(jnp.ones((5, 7)), batch)
+    np.testing.assert_allclose(own.dense(), whole.dense(), atol=1e-6)
+    assert own.dense().shape == (35, 35)  # 35 rows are no multiple of a block

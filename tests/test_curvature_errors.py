@@ -217,3 +217,17 @@ def test_products_that_overflow_are_said(steps):
         solution = curvature.natural_gradient(own, jnp.ones(8), damping=1.0)
     assert not solution.converged
     assert np.isfinite(solution.value).all()
+    for estimate in (curvature.trace, curvature.diagonal):
+        with pytest.raises(ValueError, match="a product with the matrix is not finite"):
+            estimate(own, KEY, steps)
+
+
+def test_a_batch_has_examples():
+    with pytest.raises(ValueError, match="the batch has no examples"):
+        curvature.hessian(loss, batch_size=2)(PARAMS, jnp.zeros((0, 2)))
+
+
+@pytest.mark.parametrize(("outputs", "said"), [(jnp.sum, "a scalar"), (lambda x: (x, x), "a tuple")])
+def test_the_fisher_matrix_needs_outputs_of_examples(outputs, said):
+    with pytest.raises(ValueError, match=f"one array with a leading axis of examples; it returns {said}"):
+        curvature.fisher(lambda params, batch: outputs(model(params, batch)), "normal")(PARAMS, BATCH)

@@ -218,3 +218,14 @@ def test_many_vectors_at_once(x64):
     assert (
         relative(jax.vmap(lambda tree: jax.flatten_util.ravel_pytree(tree)[0])(products), vectors @ p.hessian) < 1e-10
     )
+
+
+def test_a_class_that_is_ruled_out_has_no_part_in_the_fisher_matrix():
+    """Logits of -inf, as masks make them: the matrix of the classes that are left."""
+
+    def masked(params, x):
+        return jnp.concatenate([x @ params, jnp.full((len(x), 1), -jnp.inf)], axis=1)
+
+    params, x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3))), jnp.ones((4, 2))
+    own = curvature.fisher(masked, "categorical")(params, x).dense()
+    np.testing.assert_allclose(own, curvature.fisher(lambda p, x: x @ p, "categorical")(params, x).dense(), atol=1e-6)

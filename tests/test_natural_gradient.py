@@ -106,7 +106,7 @@ def test_a_gradient_of_zero_has_a_step_of_zero():
     assert (solution.residual, solution.steps, solution.converged, own.vectors) == (0.0, 0, True, [])
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e12])
+@pytest.mark.parametrize("scale", [1e-24, 1e-12, 1e12, 1e24])
 def test_the_solution_scales_with_the_gradient(scale):
     """In float32, as the tolerance is relative."""
     own = with_spectrum(np.linspace(1, 3, ROWS), np.float32)
@@ -115,3 +115,14 @@ def test_the_solution_scales_with_the_gradient(scale):
     assert solution.converged
     damped = np.asarray(own.chunks[0], np.float64) + 0.1 * np.eye(ROWS)
     assert relative(flat(solution.value) / scale, np.linalg.solve(damped, gradient)) < 1e-4
+
+
+def test_it_is_never_worse_than_no_step():
+    """A singular matrix in float32, whose rounding conjugate gradients blow up outside of its range."""
+    own = with_spectrum(SINGULAR, np.float32)
+    gradient = own.unravel(jnp.asarray(RANDOM.standard_normal(ROWS), jnp.float32))
+    with pytest.warns(UserWarning, match="did not converge"):
+        solution = natural_gradient(own, gradient, damping=0.0, max_steps=200)
+    left = flat(gradient) - np.asarray(own.chunks[0], np.float64) @ flat(solution.value)
+    assert np.linalg.norm(left) <= np.linalg.norm(flat(gradient)) * (1 + 1e-5)
+    assert not solution.converged

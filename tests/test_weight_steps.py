@@ -1,8 +1,11 @@
 """What a step in g and v does to the weights, and to the length of v."""
 
+import dataclasses
 import functools
 
+import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,6 +13,7 @@ import pytest
 
 import wn_jax as wn
 from tests.curvature import by_hand, flat, is_node, problem, relative
+from tests.zoo import ZOO
 from wn_jax import curvature
 
 FORMS = ["plain", "nodes"]
@@ -129,3 +133,38 @@ def test_other_rules_depart_from_the_law(tx):
 def test_a_tree_without_nodes_has_no_growth():
     plain = problem("tanh", "cross_entropy", "plain").params
     assert curvature.norm_growth(plain, plain) == {}
+
+
+def test_a_tree_may_hold_functions():
+    """As Equinox models do; compared with the same weights in a plain tree."""
+    model = ZOO["equinox_mlp"]()
+    net = wn.reparameterize(model.params, model.axes)
+    net = jax.tree.map(
+        lambda x: dataclasses.replace(x, v=3 * x.v) if is_node(x) else x, net, is_leaf=is_node
+    )  # else a step is plain's own
+
+    def loss(net, x):
+        return jnp.mean(model.fn(net, x) ** 2)
+
+    found = curvature.weight_step(loss)(net, model.x)
+    arrays, rest = eqx.partition(net, eqx.is_array)
+
+    def of_arrays(arrays):
+        return eqx.partition(wn.reconstruct(eqx.combine(arrays, rest)), eqx.is_array)
+
+    plain, plain_rest = of_arrays(arrays)
+    gradient = jax.grad(lambda plain: loss(eqx.combine(plain, plain_rest), model.x))(plain)
+    jacobian = jax.jacobian(lambda arrays: jax.flatten_util.ravel_pytree(of_arrays(arrays)[0])[0])(arrays)
+    rows = np.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(jacobian)], axis=1)
+    expected = rows @ rows.T @ jax.flatten_util.ravel_pytree(gradient)[0]
+    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(found)[0], expected, rtol=1e-4, atol=1e-6)
+    moved = jax.tree.map(lambda x: 1.5 * x if eqx.is_array(x) else x, net)
+    for growth in curvature.norm_growth(net, moved).values():
+        np.testing.assert_allclose(growth["growth"], 1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_cosine_does_not_depend_on_lengths(scale):
+    first = {"a": jnp.array([scale, 0.0], jnp.float32)}
+    np.testing.assert_allclose(curvature.cosine(first, {"a": jnp.array([3.0, 4.0], jnp.float32)}), 0.6, rtol=1e-6)
+    assert np.isnan(curvature.cosine({"a": jnp.zeros(2)}, first))

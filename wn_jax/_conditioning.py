@@ -13,11 +13,12 @@ from wn_jax._lanczos import Eigenvalues
 class ConditionNumbers(NamedTuple):
     """Condition numbers of a symmetric matrix with eigenvalues `lambda`, in magnitudes `|lambda|`.
 
+    Magnitudes of no more than `cutoff * max|lambda|` cannot be told from 0, and count as 0.
+
     Attributes:
         damped: `(max|lambda| + d) / (min|lambda| + d)`, that of a positive semidefinite matrix to which d times the
             identity was added; infinite for a singular one with `d = 0`.
-        numerical_range: `max|lambda| / min|lambda|` over those above `cutoff * max|lambda|`, as the others cannot be
-            told from 0.
+        numerical_range: `max|lambda| / min|lambda|` over those that are not 0.
         to: by k, `lambda_1 / lambda_k`, the largest over the k-th largest; infinite where that is not positive.
         to_mean: `max|lambda|` over the mean of all `|lambda|`. It says how much slower than the fastest direction the
             mean one is.
@@ -56,9 +57,10 @@ def condition_numbers(
         raise ValueError(f"damping must be 0 or more; got {damping}")
     epsilon = np.finfo(values.dtype).eps if np.issubdtype(values.dtype, np.floating) else np.finfo(float).eps
     values = np.sort(values.astype(np.float64))[::-1]
+    largest = abs(values).max()
+    values = np.where(abs(values) > (values.size * epsilon if cutoff is None else cutoff) * largest, values, 0)
     sizes = abs(values)
-    largest = sizes.max()
-    resolved = sizes[sizes > (values.size * epsilon if cutoff is None else cutoff) * largest]
+    resolved = sizes[sizes > 0]
     return ConditionNumbers(
         damped=_ratio(largest + damping, sizes.min() + damping),
         numerical_range=_ratio(largest, resolved.min()) if resolved.size else float("nan"),

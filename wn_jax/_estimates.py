@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wn_jax._operators import LinearOperator
+from wn_jax._operators import NOT_FINITE, LinearOperator
 
 
 class Estimate(NamedTuple):
@@ -27,7 +27,7 @@ def trace(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Estima
     Exact, from its diagonal, where there are as many probes as the matrix has rows.
 
     Raises:
-        ValueError: `probes` is not positive.
+        ValueError: `probes` is not positive, or a product is not finite.
 
     >>> from wn_jax.curvature import hessian
     >>> H = hessian(lambda x, scale: jnp.sum(scale * x**2) / 2)(jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
@@ -38,7 +38,7 @@ def trace(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Estima
     if probes >= operator.size:
         return Estimate(optax.tree.sum(diagonal(operator, key, probes).value), jnp.zeros(()))
     samples = [optax.tree.vdot(z, operator(z)) for z in _signs(operator, key, probes)]
-    return Estimate(jnp.mean(jnp.stack(samples)), _standard_error(jnp.stack(samples)))
+    return _checked(Estimate(jnp.mean(jnp.stack(samples)), _standard_error(jnp.stack(samples))))
 
 
 def diagonal(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Estimate:
@@ -47,7 +47,7 @@ def diagonal(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Est
     Exact where there are as many probes as the matrix has rows.
 
     Raises:
-        ValueError: `probes` is not positive.
+        ValueError: `probes` is not positive, or a product is not finite.
 
     >>> from wn_jax.curvature import hessian
     >>> H = hessian(lambda x, scale: jnp.sum(scale * x**2) / 2)(jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
@@ -57,7 +57,7 @@ def diagonal(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Est
     _check(probes)
     if probes >= operator.size:
         value = operator.unravel(jnp.diagonal(operator.dense()))
-        return Estimate(value, jax.tree.map(jnp.zeros_like, value))
+        return _checked(Estimate(value, jax.tree.map(jnp.zeros_like, value)))
     # Sums, and not a stack, which would take the memory of all probes. Shifted by the first, as squares cancel.
     first, total, squares = None, None, None
     for z in _signs(operator, key, probes):
@@ -73,7 +73,7 @@ def diagonal(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Est
         return jnp.sqrt(variance / probes)
 
     value = jax.tree.map(lambda first, total: first + total / probes, first, total)
-    return Estimate(value, jax.tree.map(error, total, squares))
+    return _checked(Estimate(value, jax.tree.map(error, total, squares)))
 
 
 def _signs(operator: LinearOperator, key: jax.Array, probes: int) -> Any:
@@ -83,6 +83,13 @@ def _signs(operator: LinearOperator, key: jax.Array, probes: int) -> Any:
 
 def _standard_error(samples: jax.Array) -> jax.Array:
     return jnp.std(samples, ddof=1) / jnp.sqrt(len(samples)) if len(samples) > 1 else jnp.full((), jnp.nan)
+
+
+def _checked(estimate: Estimate) -> Estimate:
+    for leaf in jax.tree.leaves(estimate.value):
+        if not isinstance(leaf, jax.core.Tracer) and not jnp.isfinite(leaf).all():
+            raise ValueError(NOT_FINITE)
+    return estimate
 
 
 def _check(probes: int) -> None:

@@ -105,6 +105,11 @@ def fisher(
 
     def value(params: Any, batch: Any) -> jax.Array:
         outputs = model(params, batch)
+        if not getattr(outputs, "shape", ()):
+            raise ValueError(
+                "fisher: the model must return one array with a leading axis of examples; it returns "
+                f"{'a scalar' if hasattr(outputs, 'shape') else 'a ' + type(outputs).__name__}"
+            )
         return divergence(jax.lax.stop_gradient(outputs), outputs)
 
     def from_these(outputs: Any, batch: Any) -> jax.Array:
@@ -214,7 +219,8 @@ def _described(value: Any) -> str:
 
 def _categorical(outputs: jax.Array, others: jax.Array) -> jax.Array:
     log_p, log_q = jax.nn.log_softmax(outputs), jax.nn.log_softmax(others)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q)) / len(outputs)
+    possible = log_p > -jnp.inf  # logits of -inf rule a class out
+    return jnp.sum(jnp.where(possible, jnp.exp(log_p) * (log_p - log_q), 0)) / len(outputs)
 
 
 def _bernoulli(outputs: jax.Array, others: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import optax
 
 from wn_jax._differentiable import like
 from wn_jax._operators import LinearOperator
+from wn_jax._vectors import normalized
 
 
 class NaturalGradient(NamedTuple):
@@ -39,6 +40,8 @@ def natural_gradient(
 ) -> NaturalGradient:
     """`(F + damping)^-1 gradient` by conjugate gradients. Where they do not converge, a warning says so.
 
+    Its loop runs in Python, and so not under `jit`.
+
     Arguments:
         operator: F, a positive semidefinite matrix: `fisher`, `empirical_fisher` or `gauss_newton`.
         gradient: a tree like the parameters.
@@ -54,21 +57,20 @@ def natural_gradient(
     >>> from wn_jax.curvature import fisher
     >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
     >>> F = fisher(lambda params, x: x @ params, "normal")(jnp.zeros(2), x)  # diagonal: 1/2, 2
-    >>> print(natural_gradient(F, jnp.array([1.0, 1.0]), damping=0.0).value)
+    >>> print(jnp.round(natural_gradient(F, jnp.array([1.0, 1.0]), damping=0.0).value, 4))
     [2.  0.5]
     """
     if not damping >= 0:
         raise ValueError(f"damping must be 0 or more; got {damping}")
-    gradient = like(operator.params, gradient)
-    length = float(optax.tree.norm(gradient))
+    unit, length = normalized(like(operator.params, gradient))
     if not jnp.isfinite(length):
         raise ValueError("the gradient is not finite; go back to parameters at which it is")
-    zero = jax.tree.map(jnp.zeros_like, gradient)
     if length == 0:
-        return NaturalGradient(zero, 0.0, 0, True)
-    value, steps, problem = _conjugate_gradients(operator, gradient, damping, tolerance * length, max_steps)
-    left = optax.tree.sub(gradient, _damped(operator, value, damping))
-    residual = float(optax.tree.norm(left)) / length
+        return NaturalGradient(unit, 0.0, 0, True)
+    value, steps, problem = _conjugate_gradients(operator, unit, damping, tolerance, max_steps)
+    residual = float(optax.tree.norm(optax.tree.sub(unit, _damped(operator, value, damping))))
+    if not residual <= 1:  # as good as it got is then what it began with
+        value, residual = jax.tree.map(jnp.zeros_like, unit), 1.0
     converged = residual <= tolerance
     if not converged:
         warnings.warn(
@@ -76,32 +78,31 @@ def natural_gradient(
             f"not {tolerance:.1e} ({problem}). More damping makes it easier",
             stacklevel=2,
         )
-    return NaturalGradient(value, residual, steps, converged)
+    return NaturalGradient(optax.tree.scale(length, value), residual, steps, converged)
 
 
 def _conjugate_gradients(
-    operator: LinearOperator, gradient: Any, damping: float, target: float, max_steps: int
+    operator: LinearOperator, unit: Any, damping: float, tolerance: float, max_steps: int
 ) -> tuple[Any, int, str]:
-    """The solution, the number of products, and why it ended if it is not good enough."""
-    value = jax.tree.map(jnp.zeros_like, gradient)
-    residual = direction = gradient
-    square = float(optax.tree.vdot(residual, residual))
+    """The best solution for a gradient of length 1, the number of products, and why it ended, if not well."""
+    value = best = jax.tree.map(jnp.zeros_like, unit)
+    residual = direction = unit
+    square = least = 1.0
     for step in range(max_steps):
-        if square**0.5 <= target:
+        if square**0.5 <= tolerance:
             return value, step, "the rounding of its recurrence"
         image = _damped(operator, direction, damping)
         curvature = float(optax.tree.vdot(direction, image))
         if not curvature > 0:  # also where it is not a number
-            return value, step + 1, f"the matrix is singular or not positive: p'(F + damping)p is {curvature:.1e}"
-        rate = square / curvature
-        following = _advanced(value, residual, direction, image, rate)
-        new_square = float(following[2])
-        if not new_square < float("inf"):
-            return value, step + 1, "the numbers overflow"
-        value, residual = following[:2]
-        direction = optax.tree.add_scale(residual, new_square / square, direction)
-        square = new_square
-    return value, max_steps, "max_steps was reached"
+            return best, step + 1, f"the matrix is singular or not positive: p'(F + damping)p is {curvature:.1e}"
+        value, residual, following = _advanced(value, residual, direction, image, square / curvature)
+        direction = optax.tree.add_scale(residual, float(following) / square, direction)
+        square = float(following)
+        if not square < float("inf"):
+            return best, step + 1, "the numbers overflow"
+        if square < least:
+            best, least = value, square
+    return best, max_steps, "max_steps was reached"
 
 
 def _damped(operator: LinearOperator, vector: Any, damping: float) -> Any:

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from wn_jax._differentiable import combine, split
 from wn_jax._directions import node_lengths
 from wn_jax._transform import reconstruct
+from wn_jax._vectors import normalized
 
 
 def weight_step(
@@ -28,7 +30,8 @@ def weight_step(
         weights: what plain parameters the trained ones stand for; by default their nodes' weights.
 
     Returns:
-        `(params, batch) -> step`, a tree like the plain parameters.
+        `(params, batch) -> step`, a tree like the plain parameters, with None for what is no array. It raises
+        `ValueError` where the parameters hold integers or numbers of less than 32 bits.
 
     >>> from wn_jax import WeightNorm
     >>> node = WeightNorm.from_weight(jnp.array([[3.0], [4.0]]), -2)
@@ -38,9 +41,15 @@ def weight_step(
     """
 
     def step(params: Any, batch: Any) -> Any:
-        plain, pull_back = jax.vjp(weights, params)
-        (in_params,) = pull_back(jax.grad(loss)(plain, batch))
-        return jax.jvp(weights, (params,), (in_params,))[1]
+        arrays, rest = split(params)
+        _, plain_rest = split(weights(params))
+
+        def arrays_of_weights(arrays: Any) -> Any:
+            return split(weights(combine(arrays, rest)))[0]
+
+        plain, pull_back = jax.vjp(arrays_of_weights, arrays)
+        (in_params,) = pull_back(jax.grad(lambda plain: loss(combine(plain, plain_rest), batch))(plain))
+        return jax.jvp(arrays_of_weights, (arrays,), (in_params,))[1]
 
     return step
 
@@ -51,8 +60,8 @@ def cosine(first: Any, second: Any) -> jax.Array:
     >>> print(cosine({"a": jnp.array([1.0, 0.0])}, {"a": jnp.array([3.0, 4.0])}))
     0.6
     """
-    first, second = (optax.tree.scale(1 / optax.tree.norm(tree), tree) for tree in (first, second))
-    return optax.tree.vdot(first, second)
+    (first, length), (second, other_length) = normalized(first), normalized(second)
+    return jnp.where((length > 0) & (other_length > 0), optax.tree.vdot(first, second), jnp.nan)
 
 
 def norm_growth(before: Any, after: Any) -> dict[str, dict[str, jax.Array]]:
@@ -73,7 +82,7 @@ def norm_growth(before: Any, after: Any) -> dict[str, dict[str, jax.Array]]:
     >>> {name: round(float(x[0]), 3) for name, x in norm_growth(before, after)["w"].items()}
     {'c': 1.333, 'growth': 1.667, 'law': 1.667}
     """
-    changes = jax.tree.map(jnp.subtract, after, before)
+    changes = jax.tree.map(lambda old, new: new - old if hasattr(new, "dtype") else new, before, after)
     old, new, steps = (node_lengths(tree) for tree in (before, after, changes))
     growth = {}
     for path, length in old.items():
