@@ -218,6 +218,13 @@ def test_a_wrong_table_is_refused(change, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_path_that_diverges_is_said_and_what_was_measured_stays(tmp_path):
+    changes = ["conditioning.learning_rate=1e9", "conditioning.lanczos_steps=2", "train.seeds=1"]
+    error = fails("conditioning", LINEAR, "--out", tmp_path / "run", *settings(*changes), code=1)
+    assert "(arm 'plain', learning rate 1e+09, seed 0) has no finite loss at step 20" in error
+    assert {record["step"] for record in records(tmp_path / "run")} == {0}
+
+
 def test_a_config_without_the_table_is_refused():
     assert "[conditioning]" in fails("conditioning", ROOT / "configs" / "digits.toml")
 

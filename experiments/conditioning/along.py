@@ -17,7 +17,7 @@ from experiments.conditioning import coordinates
 from experiments.conditioning.measure import Instruments, directions, measure, measure_natural
 from experiments.conditioning.table import ConditioningConfig
 from experiments.config import ArmConfig, Experiment
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, RunError
 from experiments.tasks import Examples, Params
 
 Record = dict[str, Any]
@@ -54,6 +54,9 @@ class Along:
     def records(self, places: Collection[tuple[int, int]]) -> Iterator[list[Record]]:
         """What is measured at each of these places, one after the other along the path.
 
+        Raises:
+            RunError: the path diverged before one of them.
+
         With one thread for LAPACK: beside XLA's, more of them take 30 times as long where the cores are busy.
         """
         for step in sorted({step for _, step in places}):
@@ -73,6 +76,12 @@ class Along:
 
     def _measured(self, weights: Params, seed: int, step: int) -> Iterator[Record]:
         plain, *_ = self._instruments
+        if not jnp.isfinite(plain.loss(weights, self._examples)):
+            rate = self._arm.config.optimizer.learning_rate[0]
+            raise RunError(
+                f"the path (arm {self.table.path!r}, learning rate {rate:g}, seed {seed}) has no finite loss "
+                f"at step {step}, and so no curvature; begin anew with a lower conditioning.learning_rate"
+            )
         key = jax.random.fold_in(
             jax.random.key(seed), step
         )  # of its own, so that errors over seeds have the probes' too
