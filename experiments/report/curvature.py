@@ -160,7 +160,7 @@ def columns(found: Curvature) -> list[Column]:
     """A row for each parametrization: at the first and at the last place."""
     view = [Column("parametrization", found.coordinates, is_text=True)]
     quantities: list[tuple[str, Number, int]] = [
-        (f"{_MATRICES[name]}: largest / mean", functools.partial(_to_mean, matrix=name), 0) for name in found.matrices
+        (f"{_MATRICES[name]}: largest / mean", functools.partial(_to_mean, matrix=name), 1) for name in found.matrices
     ]
     quantities += [
         ("cosine with natural gradient", lambda record: record["cosine_natural"], 3),

@@ -74,7 +74,7 @@ def draw(axes: Axes, panel: Panel) -> None:
     if panel.log_x:
         axes.set_xscale("log")
     else:
-        axes.set_xlim(0, max((line.x.max() for line in panel.lines if len(line.x)), default=1))
+        axes.set_xlim(0, max((line.x.max() for line in panel.lines if len(line.x)), default=0) or 1)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
     for line in panel.lines:
         (_draw_points if panel.points else _draw_line)(axes, line)
