@@ -14,7 +14,7 @@ from experiments import arm, data, interrupt, overhead, report, run, step_time, 
 from experiments.conditioning.along import Along
 from experiments.config import Experiment
 from experiments.data.fetch import fetch
-from experiments.errors import ConfigError
+from experiments.errors import ConfigError, RunError
 from experiments.run_folder import RunFolder, check
 from experiments.terminal import about_config, console, interruptible, progress_bar, user_errors
 
@@ -104,9 +104,7 @@ def conditioning(
     """Train the arms of CONFIG, and measure the loss's curvature along the weights of one, in many parametrizations."""
     with user_errors():
         experiment = _load(config_file, set_)
-        with about_config(config_file):
-            along = Along(experiment)
-        _execute(config_file, experiment, out, resume, tensorboard=False, along=along)
+        _execute(config_file, experiment, out, resume, tensorboard=False, then_measure=True)
 
 
 @app.command("report")
@@ -196,14 +194,16 @@ def _execute(
     out: Path | None,
     resume: bool,
     tensorboard: bool,
-    along: Along | None = None,
+    then_measure: bool = False,
 ) -> None:
     if resume and out is None:
         raise ConfigError("--resume needs the run folder: --out FOLDER")
     path = out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     check(path, experiment, resume)  # before what takes long
     with about_config(config_file):
+        along = Along(experiment) if then_measure else None
         arms = arm.build(experiment)
+    problem = None
     with (
         interruptible(lambda: f"interrupted; to go on: --out {path} --resume"),
         RunFolder(path, experiment, resume, tensorboard) as folder,
@@ -214,9 +214,14 @@ def _execute(
         if resume:
             console.print(f"going on after step {step} of {experiment.train.steps}")
         _train(experiment, arms, folder, step)
-        if along:
-            _measure_along(along, folder)
+        try:
+            if along:
+                _measure_along(along, folder)
+        except RunError as error:  # there is something to report all the same
+            problem = error
     _report([path], path)
+    if problem:
+        raise problem
 
 
 def _train(experiment: Experiment, arms: dict[str, arm.Arm], folder: RunFolder, step: int) -> None:

@@ -89,7 +89,11 @@ class RunFolder:
     def measured(self) -> list[Record]:
         """What `python -m experiments conditioning` has recorded here, and a file to go on with."""
         path = self.path / MEASURED
-        records = [record for _, record in files.read_lines(path)] if path.exists() else []
+        lines = files.read_lines(path) if path.exists() else []
+        for number, record in lines:
+            if not {"seed", "step", "coordinates"} <= record.keys():
+                raise ConfigError(f"{path}, line {number}: has no seed, step or coordinates; remove or mend the line")
+        records = [record for _, record in lines]
         with self._full_disk():
             files.write(path, "".join(map(_line, records)))  # less a line that was cut off
             self._files[MEASURED] = self._open.enter_context(path.open("ab", buffering=0))

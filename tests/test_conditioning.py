@@ -223,6 +223,7 @@ def test_a_path_that_diverges_is_said_and_what_was_measured_stays(tmp_path):
     error = fails("conditioning", LINEAR, "--out", tmp_path / "run", *settings(*changes), code=1)
     assert "(arm 'plain', learning rate 1e+09, seed 0) has no finite loss at step 20" in error
     assert {record["step"] for record in records(tmp_path / "run")} == {0}
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_config_without_the_table_is_refused():
@@ -261,6 +262,22 @@ def test_spread_scales_each_vector_and_leaves_its_direction():
 def test_a_place_is_measured_again_unless_all_of_it_is_there():
     along = Along(toml_file.load(LINEAR, [*TINY, "train.seeds=1"]))
     assert along.left([]) == {(0, 0), (0, 20)}
-    own = [{"seed": 0, "step": 0}] * 4  # plain, two of weight norm, the natural gradient
-    assert along.left(own[:3]) == {(0, 0), (0, 20)}
+    names = ["plain", "weight norm, v = w", "weight norm, ‖v‖ = 2 rms‖w‖", "natural gradient"]
+    own = [{"seed": 0, "step": 0, "coordinates": name} for name in names]
+    assert along.left([*own[:3], own[0]]) == {(0, 0), (0, 20)}
     assert along.left(own) == {(0, 20)}
+
+
+def test_a_path_may_be_that_of_any_arm_without_normalization_and_of_any_precision():
+    for change in ("conditioning.path=weight_norm_kept_norms", "model.dtype=bfloat16"):
+        along = Along(toml_file.load(DIGITS, [*TINY, *SMALL, "train.seeds=1", "conditioning.steps=[0]", change]))
+        (records,) = along.records(along.left([]))
+        assert all(record["difference"] < 1e-5 for record in records)
+
+
+def test_a_damaged_record_is_named(linear):
+    with (linear / "conditioning.jsonl").open("a") as file:
+        file.write("{}\n")
+    changes = ["conditioning.examples=1000", "conditioning.lanczos_steps=40", "conditioning.damping=1e-6"]
+    error = fails("conditioning", LINEAR, "--out", linear, "--resume", *settings(*changes))
+    assert "has no seed, step or coordinates; remove or mend the line" in error

@@ -113,7 +113,11 @@ def test_the_whole_matrix(x64):
     assert relative(dense, p.hessian) < 1e-10
 
 
-@pytest.mark.parametrize("likelihood", [unless(name in ("bernoulli", tempered), name) for name in LIKELIHOODS], ids=str)
+@pytest.mark.parametrize(
+    "likelihood",
+    [unless(name in ("bernoulli", tempered), name) for name in LIKELIHOODS],
+    ids=lambda likelihood: getattr(likelihood, "__name__", likelihood),  # the same in each process
+)
 def test_the_fisher_matrix_is_the_mean_over_labels_of_the_model(likelihood, x64):
     p = problem("tanh", "squared", "nodes")
     own = curvature.fisher(wn.wrap(p.apply), likelihood)(p.params, p.batch)

@@ -73,6 +73,15 @@ def test_the_smallest_eigenvalue_is_not_shown_where_it_is_rounding(tmp_path):
     assert "One seed" in curvature.caption(found)
 
 
+def test_nor_where_not_all_eigenvalues_are_known_or_it_is_no_property_of_the_problem(tmp_path):
+    """As of a Hessian, which weight norm gives an eigenvalue that goes to 0 with the gradient."""
+    own = measured("plain", 0, 0, 10.0)
+    fisher = own["matrices"]["fisher"]
+    for number, matrices in enumerate(({"fisher": {**fisher, "exact": False}}, {"hessian": fisher})):
+        found = curvature.read(run(tmp_path, [{**own, "matrices": matrices}], name=str(number)), "run")
+        assert not [column for column in curvature.columns(found) if "smallest" in column.title]
+
+
 def test_of_two_runs_each_has_figures_of_its_own(tmp_path):
     paths = [run(tmp_path, name=name) for name in ("one", "two")]
     out = tmp_path / "out"

@@ -55,9 +55,8 @@ class LinearOperator:
         """
         vector = like(self.params, vector)
         total = None
-        for (
-            chunk
-        ) in self.chunks:  # and not by `lax.scan`, in which XLA's CPU backend is 20 times slower at convolutions
+        # Not by `lax.scan`, in which XLA's CPU backend is 20 times slower at convolutions.
+        for chunk in self.chunks:
             product = _product(self.product, self.rest, self.params, chunk, vector)
             total = product if total is None else _sum(total, product)
         return total if len(self.chunks) == 1 else _divided(total, len(self.chunks))
@@ -71,9 +70,8 @@ class LinearOperator:
         """The whole matrix, (size, size), made by as many products; in the order of `jax.flatten_util.ravel_pytree`."""
         rows = -(-self.size // _BLOCK) * _BLOCK  # in whole blocks, each of which is compiled alike
         units = jnp.eye(rows, self.size, dtype=jnp.result_type(*jax.tree.leaves(self.params)))
-        return jnp.concatenate([self._rows(units[start : start + _BLOCK]) for start in range(0, rows, _BLOCK)])[
-            : self.size
-        ]
+        blocks = [self._rows(units[start : start + _BLOCK]) for start in range(0, rows, _BLOCK)]
+        return jnp.concatenate(blocks)[: self.size]
 
     def _rows(self, units: jax.Array) -> jax.Array:
         """The products with some vectors, each in a row; the batch part by part, for the sake of memory."""

@@ -16,7 +16,7 @@ from experiments.arm import Arm
 from experiments.conditioning import coordinates
 from experiments.conditioning.measure import Instruments, directions, measure, measure_natural
 from experiments.conditioning.table import ConditioningConfig
-from experiments.config import ArmConfig, Experiment
+from experiments.config import Experiment
 from experiments.errors import ConfigError, RunError
 from experiments.tasks import Examples, Params
 
@@ -47,9 +47,11 @@ class Along:
 
     def left(self, records: Iterable[Record]) -> set[tuple[int, int]]:
         """The places (seed, step) that are not, or not as a whole, in these records."""
-        counts = collections.Counter((record["seed"], record["step"]) for record in records)
+        names: dict[tuple[int, int], set[str]] = collections.defaultdict(set)
+        for record in records:
+            names[record["seed"], record["step"]].add(record["coordinates"])
         places = {(seed, step) for _, seed in self._arm.members for step in self.table.steps}
-        return {place for place in places if counts[place] <= len(self._instruments)}  # and one: the natural gradient
+        return {place for place in places if len(names[place]) <= len(self._instruments)}  # and the natural gradient
 
     def records(self, places: Collection[tuple[int, int]]) -> Iterator[list[Record]]:
         """What is measured at each of these places, one after the other along the path.
@@ -82,9 +84,7 @@ class Along:
                 f"the path (arm {self.table.path!r}, learning rate {rate:g}, seed {seed}) has no finite loss "
                 f"at step {step}, and so no curvature; begin anew with a lower conditioning.learning_rate"
             )
-        key = jax.random.fold_in(
-            jax.random.key(seed), step
-        )  # of its own, so that errors over seeds have the probes' too
+        key = jax.random.fold_in(jax.random.key(seed), step)  # so that errors over seeds have those of probes in them
         to = directions(plain, weights, self._examples, self.table, key)
         for own in self._instruments:
             yield measure(own, plain, weights, self._examples, to, self.table, key)
@@ -109,7 +109,7 @@ def _instruments(path: Arm, table: ConditioningConfig) -> list[Instruments]:
     def task(norm: str) -> tuple[tasks.Task, coordinates.Axes]:
         model = _without_randomness(config.model, norm)
         own = tasks.build(model, dataset)
-        uses = training.weight_uses(own, dataset, ArmConfig(**{**dict(config), "model": model}))
+        uses = training.weight_uses(own, dataset, config.model_copy(update={"model": model}))
         return own, {use.path: use.reduction for use in uses if use.reduction is not None}
 
     plain, axes = task("none")
@@ -126,10 +126,13 @@ def _instruments(path: Arm, table: ConditioningConfig) -> list[Instruments]:
 
 
 def _without_randomness(model: Any, norm: str) -> Any:
+    """The network as it is looked at: plain weights, and float32, as second derivatives in bfloat16 are noise."""
     fields = type(model).model_fields
     silent = dict.fromkeys([name for name in _RANDOM if name in fields], 0.0)
     normalized = {"norm": norm} if "norm" in fields else {}
-    return model.model_copy(update={**silent, **normalized, "weights": "plain", "init": "framework"})
+    return model.model_copy(
+        update={**silent, **normalized, "weights": "plain", "init": "framework", "dtype": "float32"}
+    )
 
 
 def _apart(params: Params) -> list[Params]:

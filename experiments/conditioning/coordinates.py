@@ -66,7 +66,7 @@ def weight_norm(task: Task, axes: Axes, norms: tuple[float, ...]) -> list[Coordi
         def start(params: Params, _: Examples) -> Params:
             return _with_one_norm(wn.reparameterize(params, axes), norm)
 
-        return Coordinates(f"weight norm, ‖v‖ = {norm:g} rms‖w‖", start, predict, weights)
+        return Coordinates(f"weight norm, ‖v‖ = {norm:.12g} rms‖w‖", start, predict, weights)
 
     return [Coordinates("weight norm, v = w", as_it_is, predict, weights), *map(at, norms)]
 

@@ -160,9 +160,11 @@ def _best_decrease(own: Instruments, params: Params, gradient: Params, examples:
     if not curvature_along > 0:
         return 0.0
     before = float(own.loss(params, examples))
+    if not before:
+        return 0.0
     sizes = _STEP_SIZES * slope / curvature_along
     after = np.array([float(own.loss_after(params, gradient, size, examples)) for size in sizes])
-    return max(0.0, 1 - float(np.nanmin(after)) / before)
+    return max(0.0, 1 - float(np.min(after[np.isfinite(after)], initial=before)) / before)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -15,6 +15,7 @@ from experiments.report.summary import Row
 Number = Callable[[Row], tuple[float | None, ...]]
 """A mean and its standard error."""
 
+_STEPS = "steps to the target loss"
 _LEGIBLE = 8  # lines in one figure; of more, each arm shows one of its learning rates
 
 
@@ -103,14 +104,16 @@ def sweep(runs: Sequence[Run], rows: Sequence[Row]) -> list[Chart]:
     if metrics:
         panel("training loss", "last training loss", lambda row: (row.train_loss, row.train_loss_se), lambda _: True)
     if metrics and any(row.reached for own in swept.values() for row in own):
-        panel("steps to the target loss", "steps", _steps_of_all, lambda _: True)
+        panel(_STEPS, "steps", _steps_of_all, lambda _: True)
     if not panels:
         return []
     bars = "bars one standard error to each side" if any(row.held_out_se for row in rows) else "one seed each"
-    caption = f"Points are means over the seeds that stayed finite, {bars}. A star: the lowest of the arm. "
+    words = " or ".join(map(_quantity, metrics))
+    caption = f"Points are means over the seeds that stayed finite, {bars}. "
+    caption += f"A star: of the rates at which the fewest seeds diverged, that of the arm's lowest {words}. "
     if any(row.diverged for own in swept.values() for row in own):
         caption += "Open circles above the plot: how many of the seeds diverged there. "
-    if len(panels) > 2:
+    if any(panel.title == _STEPS for panel in panels):
         caption += "Steps are shown where all seeds reached the target. "
     if any(row.chosen == "lowest" for row in rows):
         caption += "These are figures of the test set: a rate chosen by them looks better than it is. "

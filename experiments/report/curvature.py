@@ -100,11 +100,17 @@ def charts(found: Curvature, named: bool) -> list[Chart]:
     of = f" of {found.run}" if named else ""
     error = "Bands are one standard error over seeds to each side." if len(found.seeds) > 1 else "One seed."
     conditions = [
-        _panel(found, _MATRICES[name], "largest |λ| / mean |λ|", functools.partial(_to_mean, matrix=name), log_y=True)
+        _panel(
+            found,
+            _MATRICES.get(name, name),
+            "largest |λ| / mean |λ|",
+            functools.partial(_to_mean, matrix=name),
+            log_y=True,
+        )
         for name in found.matrices
     ]
     tenths = [
-        _panel(found, _MATRICES[name], "λ₁ / λ₁₀", functools.partial(_to_tenth, matrix=name), log_y=True)
+        _panel(found, _MATRICES.get(name, name), "λ₁ / λ₁₀", functools.partial(_to_tenth, matrix=name), log_y=True)
         for name in found.matrices
     ]
     ends = dict.fromkeys((0, len(found.steps) - 1))
@@ -159,14 +165,7 @@ def charts(found: Curvature, named: bool) -> list[Chart]:
 def columns(found: Curvature) -> list[Column]:
     """A row for each parametrization: at the first and at the last place."""
     view = [Column("parametrization", found.coordinates, is_text=True)]
-    quantities: list[tuple[str, Number, int]] = [
-        (f"{_MATRICES[name]}: largest / mean", functools.partial(_to_mean, matrix=name), 1) for name in found.matrices
-    ]
-    quantities += [
-        ("cosine with natural gradient", lambda record: record["cosine_natural"], 3),
-        ("best step's decrease %", lambda record: 100 * record["decrease"], 1),
-    ]
-    for heading, number, digits in quantities:
+    for heading, number, digits in _quantities(found):
         for index in dict.fromkeys((0, len(found.steps) - 1)):
             cells = [_cell(found.values(name, number)[index], digits) for name in found.coordinates]
             view.append(Column(f"{heading}, step {found.steps[index]}", cells))
@@ -195,24 +194,29 @@ def _spread(values: np.ndarray, prefix: str) -> dict[str, float | None]:
 def caption(found: Curvature) -> str:
     """What the table's figures are."""
     over = f"Mean ± standard error over {len(found.seeds)} seeds" if len(found.seeds) > 1 else "One seed"
-    return (
-        f"{over}. Every parametrization stands for the same function. Largest / mean and largest / smallest are of the "
-        "magnitudes of eigenvalues, without those that cannot be told from 0 in the smallest; lower is better. The "
-        "natural gradient's row is that of the Fisher matrix in its own, damped coordinates. The loss is a mean over "
-        "examples, and the Fisher matrix equals the Gauss-Newton matrix."
-    )
+    smallest = any("smallest" in heading for heading, _, _ in _quantities(found))
+    sentences = [
+        f"{over}. Every parametrization stands for the same function.",
+        "Largest / mean is of the magnitudes of eigenvalues; lower is better.",
+        "Largest / smallest is without those that cannot be told from 0." if smallest else "",
+        "The natural gradient's row is that of the Fisher matrix in its own, damped coordinates.",
+        "The loss is a mean over examples, and the Fisher matrix equals the Gauss-Newton matrix.",
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def _quantities(found: Curvature) -> list[tuple[str, Number, int]]:
     """What is tabulated: its name, the number in a record, and its digits."""
-    exact = [name for name in found.matrices if all(_is_small(record, name) for record in found.records.values())]
+    small = [
+        name for name in found.matrices if all(_smallest_is_known(record, name) for record in found.records.values())
+    ]
     return [
         *(
-            (f"{_MATRICES[name]}: largest / smallest", functools.partial(_to_smallest, matrix=name), 1)
-            for name in exact
+            (f"{_MATRICES.get(name, name)}: largest / smallest", functools.partial(_to_smallest, matrix=name), 1)
+            for name in small
         ),
         *(
-            (f"{_MATRICES[name]}: largest / mean", functools.partial(_to_mean, matrix=name), 1)
+            (f"{_MATRICES.get(name, name)}: largest / mean", functools.partial(_to_mean, matrix=name), 1)
             for name in found.matrices
         ),
         ("cosine with natural gradient", lambda record: record["cosine_natural"], 3),
@@ -241,7 +245,7 @@ def _spectrum(found: Curvature, matrix: str, index: int) -> Panel:
             above = np.array([record["matrices"][matrix]["above"] for record in rows], float).T
             above = np.where(above > 0, above, np.nan)  # a logarithmic axis has no 0
             lines.append(Line(name, style, LEVELS, above.mean(axis=-1), spread.over_seeds(above)))
-    title = f"{_MATRICES[matrix]} at step {found.steps[index]}"
+    title = f"{_MATRICES.get(matrix, matrix)} at step {found.steps[index]}"
     return Panel(title, "|λ| / largest", "fraction above", lines, log_x=True, log_y=True)
 
 
@@ -250,9 +254,14 @@ def _to_mean(record: dict[str, Any], matrix: str) -> float:
     return np.nan if value is None else float(value)
 
 
-def _is_small(record: dict[str, Any], matrix: str) -> bool:
-    """Whether the smallest eigenvalue can be known: among many, those of float32 products are rounding."""
-    return matrix not in record["matrices"] or record["matrices"][matrix].get("size", 0) <= _FEW
+def _smallest_is_known(record: dict[str, Any], matrix: str) -> bool:
+    """Whether the smallest eigenvalue means something.
+
+    Among many, those of float32 products are rounding; and the Hessian of weight norm has one along each `v` that goes
+    to 0 with the gradient, which is no property of the problem.
+    """
+    found = record["matrices"].get(matrix, {"size": 0})
+    return matrix != "hessian" and found.get("size", 0) <= _FEW and found.get("exact", True)
 
 
 def _to_smallest(record: dict[str, Any], matrix: str) -> float:
