@@ -132,6 +132,7 @@ def digits(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_run_measures_all_parametrizations_at_all_places(digits):
     places = [(record["seed"], record["step"]) for record in records(digits)]
     names = list(dict.fromkeys(record["coordinates"] for record in records(digits)))
@@ -144,6 +145,7 @@ def test_a_run_measures_all_parametrizations_at_all_places(digits):
     assert all(record["difference"] < 1e-5 for record in records(digits))
 
 
+@pytest.mark.slow
 def test_the_path_is_the_training_of_its_arm(digits):
     """The loss at its end is what plain weights trained at that rate have on these examples."""
     experiment = toml_file.load(DIGITS, [*TINY, *SMALL, "optimizer.learning_rate=0.1"])
@@ -179,6 +181,7 @@ def test_a_run_goes_on_where_it_was_cut_off(digits):
         assert again["cosine_natural"] == pytest.approx(record["cosine_natural"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_report_shows_it(digits):
     page = (digits / "report.html").read_text()
     for words in ("Curvature at the same function", "How badly conditioned the loss is", "natural gradient"):
@@ -268,6 +271,7 @@ def test_a_place_is_measured_again_unless_all_of_it_is_there():
     assert along.left(own) == {(0, 20)}
 
 
+@pytest.mark.slow
 def test_a_path_may_be_that_of_any_arm_without_normalization_and_of_any_precision():
     for change in ("conditioning.path=weight_norm_kept_norms", "model.dtype=bfloat16"):
         along = Along(toml_file.load(DIGITS, [*TINY, *SMALL, "train.seeds=1", "conditioning.steps=[0]", change]))

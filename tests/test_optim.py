@@ -59,7 +59,7 @@ def test_the_mask_decays_plain_matrices_and_no_vectors_or_functions(model):
     assert optim.weight_decay_mask({"f": jax.nn.relu}) == {"f": False}
 
 
-@pytest.mark.parametrize("inner", [optax.sgd(0.5), optax.adam(0.05)])
+@pytest.mark.parametrize("inner", [optax.sgd(0.5), pytest.param(optax.adam(0.05), marks=pytest.mark.slow)])
 def test_projection_keeps_every_norm_and_the_direction_of_the_step(model, nodes, inner):
     tx = optax.chain(inner, optim.project_directions())
     projected, _ = train(model, nodes, tx, 1)
