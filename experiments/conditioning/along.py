@@ -14,6 +14,7 @@ import wn_jax as wn
 from experiments import arm, tasks, training
 from experiments.arm import Arm
 from experiments.conditioning import coordinates
+from experiments.conditioning.coordinates import Coordinates
 from experiments.conditioning.measure import Instruments, directions, measure, measure_natural
 from experiments.conditioning.table import ConditioningConfig
 from experiments.config import Experiment
@@ -77,7 +78,7 @@ class Along:
         return [member for params in plain for member in _apart(params)]
 
     def _measured(self, weights: Params, seed: int, step: int) -> Iterator[Record]:
-        plain, *_ = self._instruments
+        _, plain = self._instruments[0]
         if not jnp.isfinite(plain.loss(weights, self._examples)):
             rate = self._arm.config.optimizer.learning_rate[0]
             raise RunError(
@@ -86,8 +87,8 @@ class Along:
             )
         key = jax.random.fold_in(jax.random.key(seed), step)  # so that errors over seeds have those of probes in them
         to = directions(plain, weights, self._examples, self.table, key)
-        for own in self._instruments:
-            yield measure(own, plain, weights, self._examples, to, self.table, key)
+        for one, own in self._instruments:
+            yield measure(one, own, plain, weights, self._examples, to, self.table, key)
         yield measure_natural(plain, weights, self._examples, to, self.table)
 
 
@@ -102,8 +103,8 @@ def _only_the_path(experiment: Experiment, table: ConditioningConfig) -> Experim
     )
 
 
-def _instruments(path: Arm, table: ConditioningConfig) -> list[Instruments]:
-    """Those of each parametrization, the plain one first."""
+def _instruments(path: Arm, table: ConditioningConfig) -> list[tuple[Coordinates, Instruments]]:
+    """Each parametrization, the plain one first, and what measures in it."""
     config, dataset = path.config, path.placement.dataset
 
     def task(norm: str) -> tuple[tasks.Task, coordinates.Axes]:
@@ -113,16 +114,13 @@ def _instruments(path: Arm, table: ConditioningConfig) -> list[Instruments]:
         return own, {use.path: use.reduction for use in uses if use.reduction is not None}
 
     plain, axes = task("none")
-    pairs = [(plain, one) for one in [coordinates.plain(plain), *coordinates.weight_norm(plain, axes, table.norms)]]
+    alike = [(plain, [coordinates.plain(plain)]), (plain, coordinates.weight_norm(plain, axes, table.norms))]
     if hasattr(config.model, "norm"):
         mean_only, batch = task("mean_only"), task("batch")
-        pairs.append((mean_only[0], coordinates.weight_norm_mean_only(plain, *mean_only)))
-        pairs.append((batch[0], coordinates.batch_norm(plain, *batch)))
-    made: list[Instruments] = []
-    for task_, one in pairs:
-        compiled = next((own for own in made if own.coordinates.predict is one.predict), None)
-        made.append(compiled.at(one) if compiled else Instruments(task_, one))
-    return made
+        alike.append((mean_only[0], [coordinates.weight_norm_mean_only(plain, *mean_only)]))
+        alike.append((batch[0], [coordinates.batch_norm(plain, *batch)]))
+    made = [(group, Instruments(own, group[0].predict)) for own, group in alike]  # a group predicts by one function
+    return [(one, instruments) for group, instruments in made for one in group]
 
 
 def _without_randomness(model: Any, norm: str) -> Any:

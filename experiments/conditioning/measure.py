@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -32,13 +31,11 @@ class Directions(NamedTuple):
 
 
 class Instruments:
-    """The functions that measure in one parametrization, compiled once for all places."""
+    """The functions that measure a prediction of parameters, compiled once for all places."""
 
-    def __init__(self, task: Task, coordinates: Coordinates):
-        self.coordinates = coordinates
-
+    def __init__(self, task: Task, predict: Callable[[Params, Examples], Any]):
         def losses(params: Params, examples: Examples) -> jax.Array:
-            return task.losses(coordinates.predict(params, examples), examples)
+            return task.losses(predict(params, examples), examples)
 
         def loss(params: Params, examples: Examples) -> jax.Array:
             return losses(params, examples).mean()
@@ -46,26 +43,16 @@ class Instruments:
         def move(params: Params, gradient: Params, size: float, examples: Examples) -> jax.Array:
             return loss(optax.tree.add_scale(params, -size, gradient), examples)
 
-        self.predict = jax.jit(coordinates.predict)
+        self.predict = jax.jit(predict)
         self.loss = jax.jit(loss)
         self.gradient = jax.jit(jax.grad(loss))
         self.loss_after = jax.jit(move)
         self.matrices: dict[str, Callable[..., curvature.LinearOperator]] = {
             "hessian": curvature.hessian(loss),
-            "fisher": curvature.fisher(coordinates.predict, task.likelihood),
+            "fisher": curvature.fisher(predict, task.likelihood),
             "empirical_fisher": curvature.empirical_fisher(losses),
             "gradient_covariance": curvature.gradient_covariance(losses),
         }
-
-    def at(self, coordinates: Coordinates) -> Instruments:
-        """The same for coordinates that differ only in where they start."""
-        own = copy.copy(self)
-        own.coordinates = coordinates
-        return own
-
-    def weight_step(self, params: Params, examples: Examples, gradient: Params) -> Params:
-        """`J J'` times the gradient of the weights: where a small step of gradient descent moves them."""
-        return _weight_step(self.coordinates.weights, params, examples, gradient)
 
 
 def directions(
@@ -80,6 +67,7 @@ def directions(
 
 
 def measure(
+    coordinates: Coordinates,
     own: Instruments,
     plain: Instruments,
     weights: Params,
@@ -89,12 +77,12 @@ def measure(
     key: jax.Array,
 ) -> dict[str, Any]:
     """Everything about one parametrization at one place; numbers, and lists of numbers. The key draws the probes."""
-    params = own.coordinates.start(weights, examples)
+    params = coordinates.start(weights, examples)
     outputs = plain.predict(weights, examples)
-    step = own.weight_step(params, examples, to.gradient)
+    step = _weight_step(plain.loss, coordinates.weights, params, examples)
     loss = float(own.loss(params, examples))
     return {
-        "coordinates": own.coordinates.name,
+        "coordinates": coordinates.name,
         "loss": loss,
         "difference": float(jnp.max(abs(own.predict(params, examples) - outputs)) / jnp.max(abs(outputs))),
         "cosine_natural": float(curvature.cosine(step, to.natural.value)),
@@ -125,8 +113,7 @@ def measure_natural(
 
 def _spectrum(operator: curvature.LinearOperator, table: ConditioningConfig, key: jax.Array) -> dict[str, Any]:
     density = curvature.spectral_density(operator, key, table.probes, table.lanczos_steps)
-    exact = table.lanczos_steps >= operator.size
-    return {"size": operator.size, "exact": exact, **_numbers(density, table.damping)}
+    return {"size": operator.size, "exact": density.exact, **_numbers(density, table.damping)}
 
 
 def _numbers(density: curvature.SpectralDensity, damping: float) -> dict[str, Any]:
@@ -167,10 +154,7 @@ def _best_decrease(own: Instruments, params: Params, gradient: Params, examples:
     return max(0.0, 1 - float(np.min(after[np.isfinite(after)], initial=before)) / before)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _weight_step(weights: Any, params: Params, examples: Examples, gradient: Params) -> Params:
-    def of(params: Params) -> Params:
-        return weights(params, examples)
-
-    _, pull_back = jax.vjp(of, params)
-    return jax.jvp(of, (params,), pull_back(gradient))[1]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _weight_step(loss: Any, weights: Any, params: Params, examples: Examples) -> Params:
+    """Where a small step of gradient descent in the parameters moves the weights of the plain network."""
+    return curvature.weight_step(loss, lambda params: weights(params, examples))(params, examples)
