@@ -18,23 +18,26 @@ of `||v||`. (The effective learning rate is in `wn_jax.optim.direction_stats`.)
 >>> def loss(params, batch):
 ...     return optax.softmax_cross_entropy_with_integer_labels(apply(params, batch), batch[1]).mean()
 
-How well conditioned is it in the weights, and how well in g and v?
+How well conditioned is it in the weights, and how well in g and v? (With `v = w`, the Fisher matrix in (g, v) has the
+eigenvalues of the other, and a 0 for each of the 11 vectors; so the largest over the tenth is the same.)
 
 >>> for params in (plain, nodes):
 ...     F = curvature.fisher(wn.wrap(apply), "categorical")(params, (x, y))
 ...     values = curvature.eigenvalues(F, jax.random.key(0), steps=F.size)
-...     print(F.size, curvature.condition_numbers(values, ks=(10,)).to[10] < 1e6)
-75 True
-86 True
+...     print(F.size, f"{curvature.condition_numbers(values, ks=(10,)).to[10]:.1f}")
+75 10.2
+86 10.2
 
-Does weight normalization turn the gradient towards the natural gradient?
+Where does a step of gradient descent on g and v move the weights: as one on these, or as the natural gradient?
 
 >>> F = curvature.fisher(apply, "categorical")(plain, (x, y))
 >>> gradient = jax.grad(loss)(plain, (x, y))
 >>> natural = curvature.natural_gradient(F, gradient, damping=1e-2)
 >>> step = curvature.weight_step(loss)(nodes, (x, y))
->>> bool(abs(curvature.cosine(step, natural.value)) <= 1), natural.converged
-(True, True)
+>>> for other in (gradient, natural.value):
+...     print(f"{curvature.cosine(step, other):.2f}")
+1.00
+0.40
 """
 
 from wn_jax._conditioning import ConditionNumbers as ConditionNumbers
