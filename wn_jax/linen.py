@@ -1,16 +1,18 @@
-"""Flax Linen modules: mean-only batch normalization, weight normalization's companion."""
+"""For Flax Linen: mean-only batch normalization, and the parameters of `flax.linen.WeightNorm` as nodes."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen import dtypes
+from flax.core import FrozenDict, freeze
 from flax.typing import Dtype, Initializer
 
-from wn_jax._node import norm_dtype
+from wn_jax import _mean_only
+from wn_jax._flax_weight_norm import EPSILON, FeatureAxes, linen_nodes
 
 
 class MeanOnlyBatchNorm(nn.Module):
@@ -70,38 +72,52 @@ class MeanOnlyBatchNorm(nn.Module):
             An array of the shape of `x`.
         """
         running = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        feature_axes = self._feature_axes(x.ndim)
-        batch_axes = tuple(axis for axis in range(x.ndim) if axis not in feature_axes)
-        shape = [x.shape[axis] for axis in sorted(feature_axes)]
-        wide = norm_dtype(x.dtype)
+        axes = _mean_only.batch_axes(self.axis, x.ndim)
+        shape = [size for axis, size in enumerate(x.shape) if axis not in axes]
 
         average = self.variable("batch_stats", "mean", lambda: jnp.zeros(shape, jnp.float32))
         if running:
             mean = average.value
         else:
-            mean = self._batch_mean(x.astype(wide), batch_axes, mask)
+            axis_name = None if self.is_initializing() else self.axis_name
+            mean = _mean_only.batch_mean(x, axes, mask, axis_name, self.axis_index_groups)
             if not self.is_initializing():
-                average.value = (self.momentum * average.value + (1 - self.momentum) * mean).astype(jnp.float32)
+                average.value = _mean_only.moved(average.value, mean, self.momentum)
 
-        arguments = [x]
-        y = x.astype(wide) - jnp.expand_dims(mean, batch_axes).astype(wide)
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, shape, self.param_dtype)
-            y = y + jnp.expand_dims(bias, batch_axes).astype(wide)
-            arguments.append(bias)
-        return y.astype(dtypes.canonicalize_dtype(*arguments, dtype=self.dtype))
+        bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
+        return _mean_only.centred(x, mean, bias, axes, self.dtype)
 
-    def _feature_axes(self, ndim: int) -> set[int]:
-        axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        if not all(-ndim <= axis < ndim for axis in axes):
-            raise ValueError(f"MeanOnlyBatchNorm: axis {self.axis} is out of range for an input of {ndim} dimensions")
-        return {axis % ndim for axis in axes}
 
-    def _batch_mean(self, x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None) -> jax.Array:
-        """The mean over `axes` and the devices of `axis_name`. Sums are added up, so that each example counts once."""
-        counted = jnp.ones((1,) * x.ndim, bool) if mask is None else mask
-        total = jnp.sum(x, axes, where=counted)
-        count = jnp.sum(jnp.broadcast_to(counted, x.shape), axes, dtype=x.dtype)
-        if self.axis_name is not None and not self.is_initializing():
-            total, count = jax.lax.psum((total, count), self.axis_name, axis_index_groups=self.axis_index_groups)
-        return total / jnp.maximum(count, 1)
+def from_weight_norm(params: Mapping[str, Any], feature_axes: FeatureAxes = -1, epsilon: float = EPSILON) -> Any:
+    """The parameters of a model with `flax.linen.WeightNorm` layers, for the same model without them: same function.
+
+    Each weight with a scale becomes a `WeightNorm` node with the axes that Flax normalized over. `v` is Flax's (so training
+    goes on with the same `||v||`), and `g` its scale, less what Flax's epsilon takes from it. The wrapped layers move to
+    where they are without the wrapper: `wn_jax.wrap(model.apply)` runs the model with `nn.WeightNorm(nn.Dense(3))` replaced
+    by `nn.Dense(3)`.
+
+    Flax's axes are wrong for attention and for `ConvTranspose(transpose_kernel=True)`; to go on with the right ones,
+    `reconstruct` the result and `reparameterize` it with `infer_axes`.
+
+    Arguments:
+        params: what `model.init` returned (variables, or their `"params"`).
+        feature_axes: that of the model's `WeightNorm`s.
+        epsilon: likewise.
+
+    Returns:
+        Nested dicts of the model without wrappers (a `FrozenDict` where that was given). A bias that Flax normalized comes
+        back as a plain array of the values that it had.
+
+    Raises:
+        ValueError: no scale is found, as with `use_scale=False`; or shapes do not fit `feature_axes`.
+
+    >>> x = jnp.array([[1.0, 2.0, 3.0]])
+    >>> theirs = nn.Sequential([nn.WeightNorm(nn.Dense(2))])
+    >>> params = theirs.init(jax.random.key(0), x)
+    >>> ours = nn.Sequential([nn.Dense(2)])
+    >>> import wn_jax
+    >>> bool(jnp.allclose(wn_jax.wrap(ours.apply)(from_weight_norm(params), x), theirs.apply(params, x)))
+    True
+    """
+    nodes = linen_nodes(params, feature_axes, epsilon)
+    return freeze(nodes) if isinstance(params, FrozenDict) else nodes

@@ -1,0 +1,136 @@
+"""From the parameters of `flax.linen.WeightNorm` and `flax.nnx.WeightNorm` to nodes, of the same function.
+
+Both compute `scale * v / sqrt(||v||^2 + epsilon)`, the norm running over all axes but `feature_axes`. They keep `scale`
+apart from the layer: Linen in the scope of the `WeightNorm`, under the layer's path joined by `/`; NNX in a dict `scales`
+beside the `layer_instance`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from wn_jax._boxes import rebox, unbox
+from wn_jax._node import WeightNorm, norm_dtype
+
+FeatureAxes = int | Sequence[int] | None
+
+EPSILON = 1e-12
+"""Flax's default."""
+
+
+def linen_nodes(params: Mapping[str, Any], feature_axes: FeatureAxes, epsilon: float) -> dict[str, Any]:
+    """Nested dicts in which weights that have a scale are nodes, the scales are gone and so are the wrappers' scopes."""
+    tree = _as_dicts(params)
+    found, tree = _convert_linen(tree, tree, "", (feature_axes, epsilon))
+    _check_found(found)
+    return tree
+
+
+def nnx_nodes(state: Mapping[Any, Any], feature_axes: FeatureAxes, epsilon: float) -> dict[Any, Any]:
+    """The same for the state of an NNX model, as nested dicts."""
+    tree = _as_dicts(state)
+    found, tree = _convert_nnx(tree, "", (feature_axes, epsilon))
+    _check_found(found)
+    return tree
+
+
+def folded(weight: Any, scale: Any, feature_axes: FeatureAxes, epsilon: float, path: str) -> tuple[Any, Any]:
+    """A weight with its scale multiplied in, and the axes that its norm ran over."""
+    v, g, _, axes = _parts(weight, scale, feature_axes, epsilon, path)
+    length = jnp.sqrt(jnp.sum(v * v, axes, keepdims=True) + epsilon)
+    return (v * (g / length)).astype(v.dtype), axes
+
+
+def _node(weight: Any, scale: Any, options: tuple[FeatureAxes, float], path: str) -> Any:
+    """The node of a weight, or a plain weight where Flax's norm runs over no axes, as that of a bias does."""
+    v, g, wide, axes = _parts(weight, scale, *options, path)
+    squares = jnp.sum(jnp.square(v.astype(wide)), axes, keepdims=True)
+    if not axes:
+        return rebox(weight, (v * (g / jnp.sqrt(squares + options[1]))).astype(v.dtype))
+    node = WeightNorm.from_weight(rebox(weight, v), axes)  # its v, which is right for zero vectors too
+    g = g * jnp.sqrt(squares / (squares + options[1]))
+    return dataclasses.replace(node, g=rebox(node.g, g.astype(wide)))
+
+
+def _parts(weight: Any, scale: Any, feature_axes: FeatureAxes, epsilon: float, path: str) -> tuple[Any, Any, Any, Any]:
+    """`v`, `g` shaped to multiply it, the dtype of the norm, and its axes."""
+    v, scale = jnp.asarray(unbox(weight)), jnp.asarray(unbox(scale))
+    given = () if feature_axes is None else (feature_axes,) if isinstance(feature_axes, int) else tuple(feature_axes)
+    features = sorted({axis % v.ndim for axis in given if -v.ndim <= axis < v.ndim})
+    copies = scale.ndim - len(features)  # a stack of layers has a leading axis on both
+    expected = v.shape[: max(copies, 0)] + tuple(v.shape[axis] for axis in features)
+    if scale.shape != expected or len(features) != len(given):
+        raise ValueError(
+            f"{path!r} has shape {v.shape} and a scale of shape {scale.shape}, which are not those of feature_axes "
+            f"{feature_axes}; pass the feature_axes of this flax WeightNorm"
+        )
+    kept = {*range(copies), *features}
+    axes = tuple(axis - v.ndim for axis in range(v.ndim) if axis not in kept)
+    v = v.astype(jnp.promote_types(v.dtype, scale.dtype))  # Flax's weight has the dtype of the product
+    wide = norm_dtype(v.dtype)
+    g = jnp.asarray(scale, wide).reshape([size if axis in kept else 1 for axis, size in enumerate(v.shape)])
+    return v, g, wide, axes
+
+
+def _convert_linen(tree: dict[str, Any], parent: dict[str, Any], path: str, options: Any) -> tuple[int, dict[str, Any]]:
+    """How many nodes were made, and the scope as it is without wrappers. A layer is in its wrapper's scope, or beside."""
+    found = 0
+    for key, child in _children(tree):
+        count, child = _convert_linen(child, tree, f"{path}{key}/", options)
+        found += count
+        tree[key] = child
+        if count and not child:  # it held scales only
+            del tree[key]
+    scales = [key for key in tree if isinstance(key, str) and key.endswith("/scale")]
+    for key in scales:
+        *layer, name = key.removesuffix("/scale").split("/")
+        owner = _at(tree, layer, name) or _at(parent, layer, name)
+        if owner is None:
+            raise ValueError(f"{path + key!r} is the scale of a weight that is not there; pass the whole tree")
+        owner[name] = _node(owner[name], tree.pop(key), options, path + key.removesuffix("/scale"))
+    moves_up = scales and set(tree) == {"layer_instance"}  # as without the wrapper
+    return found + len(scales), tree["layer_instance"] if moves_up else tree
+
+
+def _convert_nnx(tree: dict[Any, Any], path: str, options: Any) -> tuple[int, dict[Any, Any]]:
+    found = 0
+    for key, child in _children(tree):
+        count, tree[key] = _convert_nnx(child, f"{path}{key}/", options)
+        found += count
+    if set(tree) != {"layer_instance", "scales"}:
+        return found, tree
+    layer = tree["layer_instance"]
+    for key, scale in tree["scales"].items():
+        *inner, name = key if isinstance(key, tuple) else (key,)
+        owner = _at(layer, inner, name)
+        if owner is None:
+            raise ValueError(f"{path}scales has {key!r}, which layer_instance has not; pass the whole state")
+        owner[name] = _node(owner[name], scale, options, path + "/".join(map(str, (*inner, name))))
+    return found + len(tree["scales"]), layer
+
+
+def _at(tree: Any, keys: Sequence[Any], name: Any) -> Any:
+    """The dict below `tree` that has `name`, or None."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) and name in tree else None
+
+
+def _as_dicts(tree: Any) -> Any:
+    return {key: _as_dicts(child) for key, child in tree.items()} if isinstance(tree, Mapping) else tree
+
+
+def _children(tree: dict[Any, Any]) -> list[tuple[Any, dict[Any, Any]]]:
+    return [(key, child) for key, child in tree.items() if isinstance(child, dict)]
+
+
+def _check_found(found: int) -> None:
+    if not found:
+        raise ValueError(
+            "there is no scale of a flax WeightNorm in this tree (with use_scale=False it leaves none); pass the "
+            "parameters as model.init or nnx.state returned them"
+        )
