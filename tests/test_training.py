@@ -9,14 +9,9 @@ import pytest
 from flax.training.train_state import TrainState
 
 import wn_jax as wn
+from tests.by_hand import OPTIMIZERS, assert_close, data, trained
 
 STEPS = 200
-
-
-def data(features, targets, examples=64):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((examples, features))
-    return x, np.tanh(x @ rng.standard_normal((features, targets))) + 0.1 * rng.standard_normal((examples, targets))
 
 
 class Net(nn.Module):
@@ -26,75 +21,27 @@ class Net(nn.Module):
         return nn.Dense(3)(x)
 
 
-def reference_gradients(params, x, y):
-    """Backpropagation by hand through `mean((dense(tanh(dense(x))) - y)^2)`, with equation 3 for each kernel."""
-    (g1, v1, b1), (g2, v2, b2) = params
-    n1, n2 = np.linalg.norm(v1, axis=0), np.linalg.norm(v2, axis=0)
-    w1, w2 = v1 * (g1 / n1), v2 * (g2 / n2)
-    hidden = np.tanh(x @ w1 + b1)
-    error = 2 * (hidden @ w2 + b2 - y) / y.size
-    grad_w2, grad_b2 = hidden.T @ error, error.sum(0)
-    back = (error @ w2.T) * (1 - hidden**2)
-    grad_w1, grad_b1 = x.T @ back, back.sum(0)
-    gradients = []
-    for g, v, n, grad_w, grad_b in ((g1, v1, n1, grad_w1, grad_b1), (g2, v2, n2, grad_w2, grad_b2)):
-        grad_g = (grad_w * v).sum(0) / n
-        gradients.append([grad_g, g / n * grad_w - g * grad_g / n**2 * v, grad_b])
-    return gradients
-
-
-def sgd(state, grad, t):
-    return -0.1 * grad, state
-
-
-def momentum(state, grad, t):
-    state = grad + 0.9 * state
-    return -0.05 * state, state
-
-
-def adam(state, grad, t):
-    first, second = state if isinstance(state, tuple) else (0.0, 0.0)
-    first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad**2
-    return -1e-3 * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8), (first, second)
-
-
-OPTIMIZERS = {
-    "sgd": (sgd, optax.sgd(0.1)),
-    "momentum": (momentum, optax.sgd(0.05, momentum=0.9)),
-    "adam": (adam, optax.adam(1e-3)),
-}
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_train_state_follows_the_reference(name):
-    rule, tx = OPTIMIZERS[name]
-    x, y = data(6, 3)
-    x32, y32 = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
-    x, y = np.asarray(x32, np.float64), np.asarray(y32, np.float64)
+    x, y = (a.astype(np.float32) for a in data(6, 3))
     model = Net()
-    variables = model.init(jax.random.key(0), x32)
+    variables = model.init(jax.random.key(0), x)
     nodes = wn.reparameterize(variables, wn.kernel_axes(variables))["params"]
-    state = TrainState.create(apply_fn=wn.wrap(model.apply), params=nodes, tx=tx)
+    state = TrainState.create(apply_fn=wn.wrap(model.apply), params=nodes, tx=OPTIMIZERS[name][1])
 
     @jax.jit
     def step(state):
-        loss = lambda params: jnp.mean((state.apply_fn({"params": params}, x32) - y32) ** 2)  # noqa: E731
+        loss = lambda params: jnp.mean((state.apply_fn({"params": params}, x) - y) ** 2)  # noqa: E731
         return state.apply_gradients(grads=jax.grad(loss)(state.params))
 
     def flat(params):
         layers = (params["Dense_0"], params["Dense_1"])
         return [[np.asarray(p, np.float64) for p in (l["kernel"].g[0], l["kernel"].v, l["bias"])] for l in layers]  # noqa: E741
 
-    reference, memory = flat(nodes), [[0.0] * 3, [0.0] * 3]
-    for t in range(1, STEPS + 1):
+    for _ in range(STEPS):
         state = step(state)
-        gradients = reference_gradients(reference, x, y)
-        for layer, leaf in np.ndindex(2, 3):
-            update, memory[layer][leaf] = rule(memory[layer][leaf], gradients[layer][leaf], t)
-            reference[layer][leaf] = reference[layer][leaf] + update
-    for ours, theirs in zip(flat(state.params), reference, strict=True):
-        for a, b in zip(ours, theirs, strict=True):
-            assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+    expected = trained(name, flat(nodes), x.astype(np.float64), y.astype(np.float64), STEPS)
+    assert_close(flat(state.params), expected)
 
 
 @pytest.mark.parametrize("tx", [optax.sgd(0.3), optax.adam(1e-2)])

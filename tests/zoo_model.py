@@ -38,6 +38,7 @@ class Model:
             included, as (samples, features), the features in the order of the weight's other axes.
         biased: the paths in `axes` to whose output the layer adds a bias; given along with `preactivations`.
         forward_mode: whether `jax.jvp` can go through `fn`.
+        module: of an NNX model, makes the module, with `params`.
     """
 
     fn: Callable[[Any, jax.Array], jax.Array]
@@ -50,6 +51,7 @@ class Model:
     preactivations: Callable[[Any, jax.Array], dict[str, jax.Array]] | None = None
     biased: frozenset[str] = frozenset()
     forward_mode: bool = True
+    module: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         if self.output is None:

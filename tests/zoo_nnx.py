@@ -22,6 +22,7 @@ def made(net: Callable[[nnx.Rngs], Any]) -> tuple[Any, Any]:
 
 def model(net: Callable[[nnx.Rngs], Any], x: jax.Array, axes: Axes, left: dict[str, str], **statements: Any) -> Model:
     graph, state = made(net)
+    statements = {"module": lambda: nnx.merge(graph, state, copy=True), **statements}
     return Model(lambda state, x: nnx.merge(graph, state)(x), state, x, axes, left, **statements)
 
 
@@ -44,6 +45,7 @@ def feed_forward(net: Callable[[nnx.Rngs], Any], x: jax.Array, axes: Axes, left:
         {**biases(*layers), **(left or {})},
         preactivations=preactivations,
         biased=frozenset(f"{layer}/kernel" for layer in layers),
+        module=lambda: nnx.merge(graph, state, copy=True),
     )
 
 

@@ -134,8 +134,13 @@ def leaf_path(path: tuple[Any, ...]) -> str:
 
 def flatten(params: Any) -> tuple[list[str], list[Any], Any]:
     """Paths and leaves of `params`; a node and a box count as leaves."""
-    pairs, treedef = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: is_node(x) or is_box(x))
+    pairs, treedef = flatten_with_keys(params)
     return [leaf_path(path) for path, _ in pairs], [leaf for _, leaf in pairs], treedef
+
+
+def flatten_with_keys(params: Any) -> tuple[list[tuple[tuple[Any, ...], Any]], Any]:
+    """The same, with key paths as JAX has them."""
+    return jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: is_node(x) or is_box(x))
 
 
 def _choose(axes: Any, paths: list[str], leaves: list[Any]) -> dict[str, Axes]:

@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from wn_jax._boxes import unbox
 from wn_jax._factored import Factored, weight
 from wn_jax._node import is_node
 from wn_jax._run import Runner
-from wn_jax._transform import reconstruct, with_plain_children
+from wn_jax._transform import flatten, reconstruct, with_plain_children
 from wn_jax._uses import COST, Leaf, check_callable, check_position, read
 
 
@@ -58,11 +59,30 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
     @functools.wraps(fn)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         check_position(positions, args, kwargs)
-        if scale == "weight":
-            return fn(*(reconstruct(arg) if i in positions else arg for i, arg in enumerate(args)), **kwargs)
-        return _run_factored(fn, positions, args, kwargs, COST if scale == "auto" else float("inf"))
+        try:
+            if scale == "weight":
+                return fn(*(reconstruct(arg) if i in positions else arg for i, arg in enumerate(args)), **kwargs)
+            return _run_factored(fn, positions, args, kwargs, COST if scale == "auto" else float("inf"))
+        except ValueError as error:
+            _explain_lost_leaves(error, [args[i] for i in positions])
+            raise
 
     return wrapped
+
+
+def _explain_lost_leaves(error: ValueError, trees: Sequence[Any]) -> None:
+    """Adds to the error of `nnx.merge`, which only counts leaves, which ones came and how others get lost."""
+    states = [tree for tree in trees if isinstance(tree, nnx.State)]
+    if not states or "number of leaves" not in str(error):
+        return
+    paths, leaves, _ = flatten(states[0] if len(states) == 1 else states)
+    nodes = [path for path, leaf in zip(paths, leaves, strict=True) if is_node(leaf)]
+    error.add_note(
+        f"wn_jax.wrap was given the leaves {', '.join(paths) or 'none'}; nodes among them: {', '.join(nodes) or 'none'}. "
+        "Missing are weights that were reparameterized, if the state then went through nnx.filter_state or "
+        "nnx.split_state, whose filters do not match nodes: filter first (nnx.split(model, nnx.Param, ...)), then "
+        "reparameterize the part with the weights."
+    )
 
 
 def _run_factored(
