@@ -39,7 +39,7 @@ def nnx_nodes(state: Mapping[Any, Any], feature_axes: FeatureAxes, epsilon: floa
 
 
 def folded(weight: Any, scale: Any, feature_axes: FeatureAxes, epsilon: float, path: str) -> tuple[Any, Any]:
-    """A weight with its scale multiplied in, and the axes that its norm ran over."""
+    """A weight with its scale (`None`: of ones) multiplied in, and the axes that its norm ran over."""
     v, g, _, axes = _parts(weight, scale, feature_axes, epsilon, path)
     length = jnp.sqrt(jnp.sum(v * v, axes, keepdims=True) + epsilon)
     return (v * (g / length)).astype(v.dtype), axes
@@ -58,9 +58,11 @@ def _node(weight: Any, scale: Any, options: tuple[FeatureAxes, float], path: str
 
 def _parts(weight: Any, scale: Any, feature_axes: FeatureAxes, epsilon: float, path: str) -> tuple[Any, Any, Any, Any]:
     """`v`, `g` shaped to multiply it, the dtype of the norm, and its axes."""
-    v, scale = jnp.asarray(unbox(weight)), jnp.asarray(unbox(scale))
+    v = jnp.asarray(unbox(weight))
     given = () if feature_axes is None else (feature_axes,) if isinstance(feature_axes, int) else tuple(feature_axes)
     features = sorted({axis % v.ndim for axis in given if -v.ndim <= axis < v.ndim})
+    ones = jnp.ones([v.shape[axis] for axis in features], v.dtype)
+    scale = ones if scale is None else jnp.asarray(unbox(scale))
     copies = scale.ndim - len(features)  # a stack of layers has a leading axis on both
     expected = v.shape[: max(copies, 0)] + tuple(v.shape[axis] for axis in features)
     if scale.shape != expected or len(features) != len(given):
@@ -89,6 +91,9 @@ def _convert_linen(tree: dict[str, Any], parent: dict[str, Any], path: str, opti
     for key in scales:
         *layer, name = key.removesuffix("/scale").split("/")
         owner = _at(tree, layer, name) or _at(parent, layer, name)
+        if owner is None and layer:  # the last key may be that of a box, such as nn.Partitioned
+            *layer, name = layer
+            owner = _at(tree, layer, name) or _at(parent, layer, name)
         if owner is None:
             raise ValueError(f"{path + key!r} is the scale of a weight that is not there; pass the whole tree")
         owner[name] = _node(owner[name], tree.pop(key), options, path + key.removesuffix("/scale"))

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from wn_jax._boxes import unbox
 from wn_jax._data_init import init_from_data as _init_from_data
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._nnx_weights import nodes_of, with_weights
@@ -86,9 +88,16 @@ def update(model: Any, params: Any) -> None:
     """Put the values of `params`, a state as `split` returns it (or a part of one), into the model.
 
     Raises:
-        ValueError: `params` holds something that the model does not have.
+        ValueError: `params` holds something that the model does not have, or of another shape; the model stays as it is.
     """
-    nnx.update(_inner(model), jax.tree_util.tree_map(_unpacked, params, is_leaf=is_node))
+    new = jax.tree_util.tree_map(_unpacked, params, is_leaf=is_node)
+    known = {tuple(path): jnp.shape(unbox(leaf)) for path, leaf in nnx.to_flat_state(nnx.state(_inner(model)))}
+    for path, leaf in nnx.to_flat_state(new):
+        shape, found = jnp.shape(unbox(leaf)), known.get(tuple(path), "nothing")
+        if shape != found:
+            name = "/".join(map(str, path))
+            raise ValueError(f"{name!r} has shape {shape} in params, and the model has {found} there")
+    nnx.update(_inner(model), new)
 
 
 def on_nodes(tx: optax.GradientTransformation, model: Any) -> optax.GradientTransformationExtraArgs:

@@ -7,7 +7,6 @@ from typing import Any
 
 from flax import nnx
 
-from wn_jax._boxes import unbox
 from wn_jax._flax_weight_norm import EPSILON, FeatureAxes, folded, nnx_nodes
 from wn_jax._weight_normed import WeightNormed
 
@@ -54,7 +53,7 @@ def _fold(path: tuple[Any, ...], wrapper: Any, axes: dict[str, tuple[int, ...]])
     for inner, param in nnx.to_flat_state(nnx.state(wrapper.layer_instance, nnx.Param, graph=True)):
         if wrapper.variable_filter(inner, param):
             name = "/".join(map(str, (*path, *inner)))
-            scale = unbox(wrapper.scales[inner]) if wrapper.use_scale else 1.0
+            scale = wrapper.scales[inner] if wrapper.use_scale else None
             weight, reduced = folded(param, scale, wrapper.feature_axes, wrapper.epsilon, name)
             param.set_value(weight)
             if reduced:
