@@ -9,7 +9,7 @@ from flax import nnx
 from flax.core import FrozenDict, freeze
 
 import wn_jax as wn
-from wn_jax import linen
+from wn_jax import linen, optim
 from wn_jax import nnx as wnx
 
 X = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
@@ -72,7 +72,7 @@ def test_linen(model):
     np.testing.assert_allclose(wn.wrap(ours.apply)(nodes, X), expected, rtol=1e-6, atol=1e-6)
     assert jax.tree.structure(wn.reconstruct(nodes)) == jax.tree.structure(ours.init(jax.random.key(0), X))
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    assert len(wn.optim.direction_stats(nodes)) == sum(path.endswith("/scale']") for path in paths) > 2
+    assert len(optim.direction_stats(nodes)) == sum(path.endswith("/scale']") for path in paths) > 2
     part = linen.from_weight_norm(params["params"])
     assert jax.tree.structure(part) == jax.tree.structure(nodes["params"])
 
@@ -203,7 +203,7 @@ def test_nnx_modules_and_states():
 
 
 def _node_paths(model):
-    return wn.optim.direction_stats(wnx.split(model)[1])
+    return optim.direction_stats(wnx.split(model)[1])
 
 
 def test_nnx_errors():
