@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -182,11 +183,15 @@ class Leaf:
         able = all(
             (self.reduced is None or use.reduction <= self.reduced)
             and not use.around.custom_rule
-            and use.around.trips < float("inf")
+            and use.around.trips != math.inf
             for use in self.uses
         )
         half = any(dtype == jnp.float16 for dtype in (self.aval.dtype, *(use.dtype for use in self.uses)))
-        return able and not half and sum(use.output_size for use in self.uses) < cost * self.aval.size
+        if not able or half or cost == math.inf:
+            return able and not half
+        outputs = sum(use.output_size for use in self.uses)
+        # Where jax.export leaves a dimension open this is no int, and the weight's side costs the same for all sizes.
+        return isinstance(outputs, int) and outputs < cost * self.aval.size
 
     def describe(self) -> WeightUse:
         """The row about it."""
@@ -206,7 +211,7 @@ class Leaf:
         return frozenset.intersection(*(use.view.axes(use.contraction.batch) for use in self.uses))
 
 
-COST = 1.0
+COST = 1
 """How many numbers of output cost as much as one of a weight, once the scale multiplies it."""
 
 
