@@ -138,10 +138,13 @@ def step_time_(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds over which the median is taken.")] = 31,
     json: Annotated[Path | None, typer.Option(help="Write everything that was measured to this file.")] = None,
+    serving: Annotated[
+        bool, typer.Option("--serving", help="Measure a forward pass on one input instead: what folding saves.")
+    ] = False,
 ) -> None:
     """Measure a training step with weight normalization against the plain model's; print a table of the ratios."""
     with user_errors():
-        cases, rows = step_time.choose(only or ()), list[step_time.Row]()
+        cases, rows = step_time.choose(only or (), serving), list[step_time.Row]()
         if json:
             step_time.write([], json)  # one that cannot be written is an error now, not after minutes
         try:

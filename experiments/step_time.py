@@ -1,4 +1,4 @@
-"""What a training step costs with weight normalization, over the plain model's step.
+"""What a training step, or serving, costs with weight normalization, over the plain model's.
 
 All arms of a model run in one process, in turn, so that whatever else the machine does falls on all of them: each
 round runs every arm for the same number of steps, in a random order, and a ratio is taken within a round. The median
@@ -32,14 +32,15 @@ import wn_jax as wn
 from experiments.environment import environment
 from experiments.errors import ConfigError
 from experiments.tables import unknown
-from experiments.timed_models import CASES, Apply, Case
+from experiments.timed_models import CASES, SERVING, Apply, Case
 
 RATIOS = ("auto", "weight", "output", "flax", "equinox")
 _REFERENCES = {"equinox": "plain equinox"}  # an arm is compared with the plain model of its own framework
 _SECONDS_PER_TURN = 0.02  # of one arm in one round; much less, and the clock and the dispatch would be in it
 _LEARNING_RATE = 1e-3
 
-Step = Callable[[Any, jax.Array], Any]
+Step = Callable[[Any, jax.Array], tuple[Any, Any]]
+"""From parameters and a batch to parameters and a result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Row:
     """One model's figures. `milliseconds` holds, by arm, the time of a step in each round."""
 
     case: str
-    target: float
+    target: float | None
     milliseconds: dict[str, list[float]]
 
     def plain(self) -> float:
@@ -62,31 +63,33 @@ class Row:
         return statistics.median(a / b for a, b in zip(self.milliseconds[arm], reference, strict=True))
 
 
-def choose(names: Iterable[str]) -> list[Case]:
-    """The cases of these names, or all.
+def choose(names: Iterable[str], serving: bool = False) -> list[Case]:
+    """The cases of these names, or all: of training, or of serving one input at a time.
 
     Raises:
         ConfigError: there is no such case.
     """
-    chosen = list(dict.fromkeys(names)) or list(CASES)
+    cases = SERVING if serving else CASES
+    chosen = list(dict.fromkeys(names)) or list(cases)
     for name in chosen:
-        if name not in CASES:
-            raise ConfigError(unknown("case", name, CASES))
-    return [CASES[name] for name in chosen]
+        if name not in cases:
+            raise ConfigError(unknown("case", name, cases))
+    return [cases[name] for name in chosen]
 
 
 def measure(case: Case, rounds: int, on_round: Callable[[], None] = lambda: None) -> Row:
     """Time the case's arms side by side; `on_round` is called before each round."""
     x = jax.random.normal(jax.random.key(0), case.input_shape)
-    arms = {name: (_step(apply), params) for name, (apply, params) in _arms(case, x).items()}
+    build = _forward if case.serving else _step
+    arms = {name: (build(apply), params) for name, (apply, params) in _arms(case, x).items()}
     # A step gives up its parameters to the next, and arms may share arrays: each gets its own.
     states = {name: jax.tree.map(jnp.array, params) for name, (_, params) in arms.items()}
 
     def turn(name: str, steps: int) -> float:
         start = time.perf_counter()
         for _ in range(steps):
-            states[name] = arms[name][0](states[name], x)
-        jax.block_until_ready(states[name])
+            states[name], result = arms[name][0](states[name], x)
+        jax.block_until_ready((states[name], result))
         return (time.perf_counter() - start) / steps
 
     for name in arms:
@@ -105,13 +108,15 @@ def measure(case: Case, rounds: int, on_round: Callable[[], None] = lambda: None
 def table(rows: list[Row]) -> Table:
     """The table for the terminal."""
     rounds = len(rows[0].milliseconds["plain"])
-    caption = f"step time over that of the plain model: median over {rounds} rounds; target: the most for auto"
+    targets = any(row.target for row in rows)
+    caption = f"time over that of the plain model: median over {rounds} rounds"
+    caption += "; target: the most for auto" if targets else "; plain: with the folded weights"
     view = Table(caption=caption, box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
-    for column in ("model", "plain ms", "auto", "target", *RATIOS[1:]):
+    for column in ("model", "plain ms", "auto", *(["target"] if targets else []), *RATIOS[1:]):
         view.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for row in rows:
         auto, *others = ("-" if (ratio := row.ratio(arm)) is None else f"{ratio:.2f}" for arm in RATIOS)
-        view.add_row(row.case, f"{row.plain():.2f}", auto, f"{row.target:.2f}", *others)
+        view.add_row(row.case, f"{row.plain():.2f}", auto, *([f"{row.target:.2f}"] if row.target else []), *others)
     return view
 
 
@@ -162,7 +167,13 @@ def _step(apply: Apply) -> Step:
     def loss(params: Any, x: jax.Array) -> jax.Array:
         return jnp.mean(jnp.square(apply(params, x)))
 
-    def step(params: Any, x: jax.Array) -> Any:
-        return jax.tree.map(lambda p, grad: p - _LEARNING_RATE * grad, params, jax.grad(loss)(params, x))
+    def step(params: Any, x: jax.Array) -> tuple[Any, Any]:
+        return jax.tree.map(lambda p, grad: p - _LEARNING_RATE * grad, params, jax.grad(loss)(params, x)), None
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _forward(apply: Apply) -> Step:
+    """The output, for parameters that stay as they are."""
+    forward = jax.jit(apply)
+    return lambda params, x: (params, forward(params, x))

@@ -15,7 +15,9 @@ Apply = Callable[[Any, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model and a batch. `target` is the largest ratio to plain that `scale="auto"` is to have.
+    """A model and a batch. `target` is the largest ratio to plain that `scale="auto"` is to have, if there is one.
+
+    What is timed is a training step, or if `serving` a forward pass.
 
     `build` takes what to do to each layer, which is how `flax.linen.WeightNorm` gets in; `layers_wrap` is false where
     that does not reach every weight. `equinox`, where there is one, builds the same model in Equinox.
@@ -24,9 +26,10 @@ class Case:
     name: str
     build: Callable[[Wrap], nn.Module]
     input_shape: tuple[int, ...]
-    target: float
+    target: float | None
     layers_wrap: bool = True
     equinox: Callable[[Wrap], tuple[Apply, Any]] | None = None
+    serving: bool = False
 
 
 def mlp(wrap: Wrap, width: int = 1024) -> nn.Module:
@@ -89,4 +92,14 @@ CASES = {
         Case("transformer-1x16", transformer, (1, 16, 512), target=1.15, layers_wrap=False),
         Case("transformer-8x128", transformer, (8, 128, 512), target=1.05, layers_wrap=False),
     )
+}
+
+SERVING = {
+    name: dataclasses.replace(case, name=name, input_shape=(1, *case.input_shape[1:]), target=None, serving=True)
+    for name, case in {
+        "mlp": CASES["mlp-8"],
+        "lstm": CASES["lstm"],
+        "conv": CASES["conv"],
+        "transformer": CASES["transformer-1x16"],
+    }.items()
 }
