@@ -40,12 +40,12 @@ def with_weights(model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def weights_in_place(model: Any) -> Iterator[None]:
+def weights_in_place(model: Any, weight_of: Callable[[Any], Any] = rebuild) -> Iterator[None]:
     """Weights where the nodes are, until the context ends. One that two places share stays one `Variable`."""
     with _one_at_a_time:
         places = _places(model)
         shared: dict[int, Any] = {}
-        weights = [_weight(node, shared) for _, _, node in places]
+        weights = [_weight(node, shared, weight_of) for _, _, node in places]
         try:
             for (owner, key, _), weight in zip(places, weights, strict=True):
                 owner[key] = weight
@@ -64,10 +64,10 @@ def nodes_of(model: Any) -> dict[tuple[Any, ...], Any]:
     return dict(found.values())
 
 
-def _weight(node: Any, shared: dict[int, Any]) -> Any:
+def _weight(node: Any, shared: dict[int, Any], weight_of: Callable[[Any], Any] = rebuild) -> Any:
     key = _identity(node)
     if key not in shared:
-        shared[key] = rebuild(node)
+        shared[key] = weight_of(node)
     return shared[key]
 
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from flax import nnx
 
+from wn_jax._nnx_factored import is_traced, run_factored
 from wn_jax._nnx_weights import nodes_of, weights_in_place, with_nodes, with_weights
 from wn_jax._node import is_node
 from wn_jax._transform import Axes
+from wn_jax._wrap import check_scale
 
 
 class _Calls:
     """Calls `self.model`, its methods and its parts, with weights in the place of nodes."""
 
     model: Any
+    scale: str
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own call."""
-        with weights_in_place(self.model):
-            return self.model(*args, **kwargs)
+        return self._run("__call__", args, kwargs)
 
     def __getitem__(self, key: Any) -> Any:
         """A part of a model that is a list or a dict."""
-        return _part(self.model[key])
+        return _part(self.model[key], self.scale)
 
     def __getattr__(self, name: str) -> Any:
         """The model's methods and parts.
@@ -37,7 +40,7 @@ class _Calls:
         model = vars(self).get("model")
         part = vars(model).get(name) if isinstance(model, nnx.Module) else None
         if isinstance(part, nnx.Module):
-            return _part(part)
+            return _part(part, self.scale)
         method = getattr(type(model), name, None)
         if not callable(method) or name.startswith("__") or name == "set_view":
             hint = f"; the model's own is .model.{name}" if name in dir(model) else ""
@@ -45,10 +48,18 @@ class _Calls:
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with weights_in_place(model):
-                return getattr(model, name)(*args, **kwargs)
+            return self._run(name, args, kwargs)
 
         return call
+
+    def _run(self, name: str, args: Any, kwargs: Any) -> Any:
+        nodes = {} if self.scale == "weight" else nodes_of(self.model)
+        if nodes and is_traced(nodes, args, kwargs):
+            # What is in the way of this, in the model or in the call, shows below, or was in the way of this only.
+            with contextlib.suppress(Exception):
+                return run_factored(self.model, nodes, name, args, kwargs, self.scale)
+        with weights_in_place(self.model):
+            return getattr(self.model, name)(*args, **kwargs)
 
 
 class WeightNormed(nnx.Module, _Calls):
@@ -56,8 +67,7 @@ class WeightNormed(nnx.Module, _Calls):
 
     At each weight, `.model` holds a `WeightNorm` node with two `nnx.Param`s, `g` and `v`, of the metadata that the
     weight's had (`g` without sharding names on the axes that it sums over). Everything else in the model stays as it is,
-    `BatchStat`s and random keys for example, and changes as ever when the model runs. A call computes each weight once,
-    before the model's own code (and so outside its loops), and changes no parameter.
+    `BatchStat`s and random keys for example, and changes as ever when the model runs. A call changes no parameter.
 
     The model's methods and parts are called on this object: `wrapped(x)`, `wrapped.encode(x)`, `wrapped.encoder(x)`.
     While they run, the layers hold plain weights; otherwise they hold nodes, so `wrapped.model.encoder(x)` fails. A
@@ -67,10 +77,15 @@ class WeightNormed(nnx.Module, _Calls):
         model: any NNX module. It is copied, and stays as it is.
         axes: which weights, and over which axes their norms run: a dict from path to axes or a function, as for
             `wn_jax.reparameterize`. `wn_jax.nnx.infer_axes(lambda model, x: model(x))(model, x)` finds them.
+        scale: where the scale `g / ||v||` goes, as for `wn_jax.wrap`. `"auto"` and `"output"` read the model's program
+            inside `nnx.jit`, `nnx.grad` and other transformations, which runs the model's code once more; eagerly, and
+            where the program does not tell all (the call adds attributes, or fails), the weights are computed, as always
+            with `"weight"`. The norm is computed once a call, outside of the model's loops.
 
     Raises:
         TypeError: `model` is no NNX module.
-        ValueError: the model is weight-normalized already, or `axes` do not fit (see `wn_jax.reparameterize`).
+        ValueError: the model is weight-normalized already, `axes` do not fit (see `wn_jax.reparameterize`), or `scale` is
+            unknown.
 
     >>> import jax.numpy as jnp, optax, wn_jax.nnx
     >>> model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
@@ -88,9 +103,16 @@ class WeightNormed(nnx.Module, _Calls):
     True
     """
 
-    def __init__(self, model: nnx.Module, axes: Mapping[str, Axes | None] | Callable[[str, Any], Axes | None]):
+    def __init__(
+        self,
+        model: nnx.Module,
+        axes: Mapping[str, Axes | None] | Callable[[str, Any], Axes | None],
+        scale: str = "auto",
+    ):
+        check_scale(scale)
         _check_is_plain(model)
         self.model = with_nodes(model, axes)
+        self.scale = scale
 
     def plain(self) -> Any:
         """The model with plain weights, for serving and export: a copy, of the class that was wrapped."""
@@ -108,12 +130,12 @@ class WeightNormed(nnx.Module, _Calls):
 class _Part(_Calls):
     """A part of a weight-normalized model, to be called."""
 
-    def __init__(self, model: nnx.Module):
-        self.model = model
+    def __init__(self, model: nnx.Module, scale: str):
+        self.model, self.scale = model, scale
 
 
-def _part(part: Any) -> Any:
-    return _Part(part) if isinstance(part, nnx.Module) and nodes_of(part) else part
+def _part(part: Any, scale: str) -> Any:
+    return _Part(part, scale) if isinstance(part, nnx.Module) and nodes_of(part) else part
 
 
 def _check_is_plain(model: Any) -> None:

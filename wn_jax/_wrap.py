@@ -52,8 +52,7 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
     Array([[7.]], dtype=float32)
     """
     check_callable("wrap", fn)
-    if scale not in ("auto", "weight", "output"):
-        raise ValueError(f"scale must be 'auto', 'weight' or 'output'; got {scale!r}")
+    check_scale(scale)
     positions = _positions(argnums)
 
     @functools.wraps(fn)
@@ -68,6 +67,12 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
             raise
 
     return wrapped
+
+
+def check_scale(scale: str) -> None:
+    """Raises where `scale` is none of the three."""
+    if scale not in ("auto", "weight", "output"):
+        raise ValueError(f"scale must be 'auto', 'weight' or 'output'; got {scale!r}")
 
 
 def _explain_lost_leaves(error: ValueError, trees: Sequence[Any]) -> None:
