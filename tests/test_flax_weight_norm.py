@@ -155,7 +155,9 @@ def test_linen_errors():
     with pytest.raises(ValueError, match="feature_axes"):
         linen.from_weight_norm(params, feature_axes=7)
     alone = {"params": {"layer_instance/kernel/scale": jnp.ones(3)}}
-    with pytest.raises(ValueError, match="'params/layer_instance/kernel/scale' is the scale of a weight that is not there"):
+    with pytest.raises(
+        ValueError, match="'params/layer_instance/kernel/scale' is the scale of a weight that is not there"
+    ):
         linen.from_weight_norm(alone)
 
 

@@ -1,4 +1,4 @@
-"""Between NNX objects and trees with nodes: `infer_axes`, `init_from_data`, `split`, `update`, `on_nodes`; and bad input."""
+"""NNX objects and trees with nodes: `infer_axes`, `init_from_data`, `split`, `update`, `on_nodes`; and bad input."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import wn_jax as wn
-from tests.test_nnx import AXES, Net, X, arrays, call
+from tests.nnx_net import AXES, Net, X, arrays, call
 from tests.zoo import ZOO
 from wn_jax import nnx as wnx
 from wn_jax import optim
@@ -127,9 +127,9 @@ def test_models_that_are_weight_normalized_already(plain, wrapped):
     for model in (wrapped, wrapped.model):
         with pytest.raises(ValueError, match=r"weight-normalized already .* \.plain\(\)"):
             wnx.WeightNormed(model, AXES)
+    peer = nnx.Sequential(nnx.WeightNorm(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match=r"'layers/0' is a flax.nnx.WeightNorm.*from_weight_norm"):
-        peer = nnx.WeightNorm(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
-        wnx.WeightNormed(nnx.Sequential(peer), {"layers/0/kernel": -2})
+        wnx.WeightNormed(peer, {"layers/0/kernel": -2})
     wnx.WeightNormed(wrapped.plain(), AXES)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.test_nnx import AXES, Net, X, arrays
+from tests.nnx_net import AXES, Net, X, arrays
 from tests.zoo import ZOO
 from tests.zoo_arrays import equations
 from wn_jax.nnx import WeightNormed

@@ -15,7 +15,7 @@ import safetensors.numpy
 from flax import nnx
 
 import wn_jax as wn
-from tests.test_nnx import AXES, Net, arrays
+from tests.nnx_net import AXES, Net, arrays
 from tests.zoo import ZOO
 from wn_jax import optim
 from wn_jax.nnx import WeightNormed, split
@@ -81,7 +81,7 @@ def test_dtypes_shapes_and_layouts(path):
         rest = {name: value for name, value in tree.items() if name not in ("keys", "rbg")}
         assert_same({name: loaded[name] for name in rest}, {**rest, "transposed": jnp.asarray(rest["transposed"])})
     wn.save(path, {"x": np.ones(3)})
-    with pytest.raises(ValueError, match="'x' is float64, which JAX has with .*jax_enable_x64"):
+    with pytest.raises(ValueError, match=r"'x' is float64, which JAX has with .*jax_enable_x64"):
         wn.load(path)
     with jax.enable_x64(True):
         assert wn.load(path)["x"].dtype == np.float64
@@ -115,7 +115,10 @@ def test_arrays_come_back_where_the_target_s_are(path):
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
     tree = {"a": jax.device_put(jnp.arange(16.0), sharding), "b": jnp.ones(3)}
     wn.save(path, tree)
-    abstract = {"a": jax.ShapeDtypeStruct((16,), jnp.float32, sharding=sharding), "b": jax.ShapeDtypeStruct((3,), "float32")}
+    abstract = {
+        "a": jax.ShapeDtypeStruct((16,), jnp.float32, sharding=sharding),
+        "b": jax.ShapeDtypeStruct((3,), "float32"),
+    }
     for target in (tree, abstract):
         loaded = wn.load(path, target)
         assert loaded["a"].sharding == sharding
@@ -130,10 +133,19 @@ def node(rows=2, axes=-2):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ({"w": node(axes=-1), "b": jnp.ones(3)}, r"node 'w' reduces over axes \(-2,\) in the file and \(-1,\) in the target"),
+        (
+            {"w": node(axes=-1), "b": jnp.ones(3)},
+            r"node 'w' reduces over axes \(-2,\) in the file and \(-1,\) in the target",
+        ),
         ({"w": node(4), "b": jnp.ones(3)}, r"'w/v' has shape \(2, 3\) in the file and \(4, 3\) in the target"),
-        ({"w": jnp.ones((2, 3)), "b": jnp.ones(3)}, r"'w' is a node in the file and a plain weight in the target \(repar"),
-        ({"w": node(), "b": node()}, r"'b' is a plain weight in the file and a node in the target \(load into the plain"),
+        (
+            {"w": jnp.ones((2, 3)), "b": jnp.ones(3)},
+            r"'w' is a node in the file and a plain weight in the target \(repar",
+        ),
+        (
+            {"w": node(), "b": node()},
+            r"'b' is a plain weight in the file and a node in the target \(load into the plain",
+        ),
         ({"w": node()}, "'b' is in the file, but not in the target"),
         ({"w": node(), "b": jnp.ones(3), "c": jnp.ones(3)}, "'c' is in the target, but not in the file"),
         ({"w": node(), "b": jnp.ones(3, jnp.bfloat16)}, "'b' is float32 in the file and bfloat16 in the target"),
@@ -193,7 +205,7 @@ def test_trees_that_cannot_be_saved(path):
             wn.save(path, tree)
     with pytest.raises(ValueError, match="abstract"):
         jax.jit(lambda tree: wn.save(path, tree))({"w": node()})
-    with pytest.raises(FileNotFoundError, match="no folder .*missing; make it first"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*missing; make it first"):
         wn.save(path.parent / "missing" / "params.safetensors", {"w": node()})
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
@@ -250,7 +262,9 @@ for i in range(2, 1000):
 """
 
 
-@pytest.mark.parametrize("moment", ["before it is flushed", "before the rename", "after the rename", "while it is written"])
+@pytest.mark.parametrize(
+    "moment", ["before it is flushed", "before the rename", "after the rename", "while it is written"]
+)
 def test_a_process_that_is_killed_leaves_the_old_file_or_the_new_one(path, moment):
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path), moment], stdout=subprocess.PIPE)
     assert writer.stdout.readline() == b"1\n"

@@ -1,8 +1,9 @@
-"""Exported artifacts, loaded in a fresh process in which wn_jax cannot be imported, give the training function's output."""
+"""Exported artifacts, loaded in a process in which wn_jax cannot be imported, give the training function's output."""
 
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +45,7 @@ def served(model):
         for name, module in (("object", wrapped.plain()), ("living", wrapped)):
             graph, state = nnx.split(module)
             ways[name] = bound(lambda state, x, graph=graph: nnx.merge(graph, state)(x), state)
-    return ways, jax.jit(training)(nodes, model.x)
+    return ways, eqx.filter_jit(training)(nodes, model.x)
 
 
 def test_artifacts_in_a_process_without_wn_jax(tmp_path):

@@ -1,8 +1,8 @@
 """From the parameters of `flax.linen.WeightNorm` and `flax.nnx.WeightNorm` to nodes, of the same function.
 
-Both compute `scale * v / sqrt(||v||^2 + epsilon)`, the norm running over all axes but `feature_axes`. They keep `scale`
-apart from the layer: Linen in the scope of the `WeightNorm`, under the layer's path joined by `/`; NNX in a dict `scales`
-beside the `layer_instance`.
+Both compute `scale * v / sqrt(||v||^2 + epsilon)`, the norm running over all axes but `feature_axes`. They keep
+`scale` apart from the layer: Linen in the scope of the `WeightNorm`, under the layer's path joined by `/`; NNX in a
+dict `scales` beside the `layer_instance`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EPSILON = 1e-12
 
 
 def linen_nodes(params: Mapping[str, Any], feature_axes: FeatureAxes, epsilon: float) -> dict[str, Any]:
-    """Nested dicts in which weights that have a scale are nodes, the scales are gone and so are the wrappers' scopes."""
+    """Nested dicts in which weights with a scale are nodes, and the scales and the wrappers' scopes are gone."""
     tree = _as_dicts(params)
     found, tree = _convert_linen(tree, tree, "", (feature_axes, epsilon))
     _check_found(found)
@@ -79,7 +79,7 @@ def _parts(weight: Any, scale: Any, feature_axes: FeatureAxes, epsilon: float, p
 
 
 def _convert_linen(tree: dict[str, Any], parent: dict[str, Any], path: str, options: Any) -> tuple[int, dict[str, Any]]:
-    """How many nodes were made, and the scope as it is without wrappers. A layer is in its wrapper's scope, or beside."""
+    """How many nodes were made, and the scope as it is without wrappers. Layers are in their wrapper's, or beside."""
     found = 0
     for key, child in _children(tree):
         count, child = _convert_linen(child, tree, f"{path}{key}/", options)

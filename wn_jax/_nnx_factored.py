@@ -1,7 +1,7 @@
 """Running an NNX model by its program, so that each scale can go where it is cheap, as `wn_jax.wrap` does.
 
-The model is taken apart, its program is read and run, and what it changed on the way (statistics, random keys) is put into
-it. That is for models that keep their structure and can be traced.
+The model is taken apart, its program is read and run, and what it changed on the way (statistics, random keys) is put
+into it. That is for models that keep their structure and can be traced.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ def run_factored(model: Any, nodes: dict[Any, Any], name: str, args: Any, kwargs
         after = _contents((model, objects))
         return result, {i: new[2] for i, new in enumerate(after) if not is_weight[i] and _differ(before[i], new)}
 
-    params = [nodes[tuple(path[1:])] if weight else leaf for path, leaf, weight in zip(paths, variables, is_weight)]
+    params = [
+        nodes[tuple(path[1:])] if weight else leaf
+        for path, leaf, weight in zip(paths, variables, is_weight, strict=True)
+    ]
     result, changed = wrap(program, scale=scale)(params, others)
     for i, value in changed.items():
         variables[i].set_raw_value(value)

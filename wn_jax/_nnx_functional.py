@@ -1,7 +1,7 @@
 """From an NNX model with nodes to trees in which the functional tools see them, and back.
 
-NNX looks into a node and finds two parameters, `g` and `v`: in `nnx.state(model)` and in what an `nnx.Optimizer` hands to
-optax there are no nodes, and `wn_jax.labels` would call everything `'other'`.
+NNX looks into a node and finds two parameters, `g` and `v`: in `nnx.state(model)` and in what an `nnx.Optimizer`
+hands to optax there are no nodes, and `wn_jax.labels` would call everything `'other'`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from flax import nnx
 
 from wn_jax._boxes import unbox
 from wn_jax._data_init import init_from_data as _init_from_data
-from wn_jax._node import WeightNorm, is_node
 from wn_jax._nnx_weights import nodes_of, with_weights
+from wn_jax._node import WeightNorm, is_node
 from wn_jax._uses import check_callable
 from wn_jax._uses import infer_axes as _infer_axes
 from wn_jax._weight_normed import WeightNormed
@@ -68,8 +68,9 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0) -> Callable[
 def split(model: Any) -> tuple[Any, Any]:
     """`nnx.split` of the model with plain weights, but nodes in the state: `graph, params = split(wrapped)`.
 
-    For `wn_jax.wrap` (which places each scale where it is cheap), `wn_jax.curvature`, `wn_jax.labels` and all else that is
-    about nodes. `nnx.merge(graph, wn_jax.reconstruct(params))` is the plain model. `update` takes changes back.
+    For `wn_jax.wrap` (which places each scale where it is cheap), `wn_jax.curvature`, `wn_jax.labels` and all else
+    that is about nodes. `nnx.merge(graph, wn_jax.reconstruct(params))` is the plain model. `update` takes changes
+    back.
 
     >>> import jax.numpy as jnp, wn_jax as wn
     >>> wrapped = WeightNormed(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), {"kernel": -2})
@@ -88,7 +89,8 @@ def update(model: Any, params: Any) -> None:
     """Put the values of `params`, a state as `split` returns it (or a part of one), into the model.
 
     Raises:
-        ValueError: `params` holds something that the model does not have, or of another shape; the model stays as it is.
+        ValueError: `params` holds something that the model does not have, or of another shape. The model stays as
+            it is.
     """
     new = jax.tree_util.tree_map(_unpacked, params, is_leaf=is_node)
     known = {tuple(path): jnp.shape(unbox(leaf)) for path, leaf in nnx.to_flat_state(nnx.state(_inner(model)))}
@@ -101,7 +103,7 @@ def update(model: Any, params: Any) -> None:
 
 
 def on_nodes(tx: optax.GradientTransformation, model: Any) -> optax.GradientTransformationExtraArgs:
-    """An optax rule that sees nodes, for an `nnx.Optimizer`: `nnx.Optimizer(model, on_nodes(tx, model), wrt=nnx.Param)`.
+    """An optax rule that sees nodes: `nnx.Optimizer(model, on_nodes(tx, model), wrt=nnx.Param)`.
 
     For rules that treat `g` and `v` in ways of their own, by `wn_jax.labels` or `wn_jax.optim`. Those that treat all
     parameters alike need it not.
@@ -109,6 +111,9 @@ def on_nodes(tx: optax.GradientTransformation, model: Any) -> optax.GradientTran
     Arguments:
         tx: any optax rule.
         model: the model that it updates: a `WeightNormed`, or a module that has some within.
+
+    Raises:
+        ValueError: the model has no `WeightNorm` node.
 
     >>> import jax.numpy as jnp, wn_jax as wn
     >>> model = WeightNormed(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), {"kernel": -2})

@@ -55,7 +55,7 @@ class MeanOnlyBatchNorm(nnx.Module):
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         use_bias: bool = True,
-        bias_init: Initializer = nnx.initializers.zeros_init(),
+        bias_init: Initializer = nnx.initializers.zeros,
         axis_name: str | None = None,
         axis_index_groups: Any = None,
         rngs: nnx.Rngs,

@@ -1,9 +1,9 @@
 """NNX models that hold nodes: putting them in, and the weights in their place while the model runs.
 
-A weight's attribute (`layer.kernel`) holds a `WeightNorm` node whose `g` and `v` are `nnx.Param`s, so that NNX finds two
-parameters there. While one of the model's methods runs, the attribute holds an `nnx.Param` with the weight instead: all
-code of the model, at any depth, sees what it saw before, and whatever else it changes (statistics, random keys, caches,
-attributes) is changed on the model itself, not on a copy.
+A weight's attribute (`layer.kernel`) holds a `WeightNorm` node whose `g` and `v` are `nnx.Param`s, so that NNX finds
+two parameters there. While one of the model's methods runs, the attribute holds an `nnx.Param` with the weight
+instead: all code of the model, at any depth, sees what it saw before, and whatever else it changes (statistics,
+random keys, caches, attributes) is changed on the model itself, not on a copy.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def with_nodes(model: Any, axes: Mapping[str, Axes | None] | Callable[[str, Any]
 def with_weights(model: Any) -> Any:
     """A copy of the model whose nodes are weights."""
     shared: dict[int, Any] = {}
-    return _replaced(
-        lambda _, part: _weight(part, shared) if is_node(part) else part, nnx.clone(model, graph=True)
-    )
+    return _replaced(lambda _, part: _weight(part, shared) if is_node(part) else part, nnx.clone(model, graph=True))
 
 
 @contextlib.contextmanager
@@ -80,8 +78,8 @@ def _identity(node: Any) -> int:
 def _places(model: Any) -> list[tuple[Any, Any, Any]]:
     """Where nodes are: `owner[key] is node`, the owner a list, a dict, or the attributes of a module.
 
-    The attributes are reached past `__setattr__`, by which NNX refuses a change from inside a `jax.jit` that closes over
-    the model: this one is undone before anybody could see it.
+    The attributes are reached past `__setattr__`, by which NNX refuses a change from inside a `jax.jit` that closes
+    over the model: this one is undone before anybody could see it.
     """
     found = []
     for _, part in nnx.iter_graph(model, graph=True):

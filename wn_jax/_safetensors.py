@@ -15,9 +15,9 @@ import safetensors.numpy
 
 _METADATA = "wn_jax"
 _VERSION = 1
-_DTYPES = (
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64"  # read back
-).split()
+# What safetensors both writes and reads as NumPy arrays.
+_INTEGERS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_DTYPES = (*_INTEGERS, "float16", "bfloat16", "float32", "float64", "complex64")
 
 
 @dataclasses.dataclass
@@ -72,14 +72,18 @@ def read(path: Path) -> Content:
             metadata = (file.metadata() or {}).get(_METADATA)
             arrays = {name: file.get_tensor(name) for name in file.keys()} if metadata else {}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: not a complete safetensors file ({error}); it was cut off or is something else") from None
+        raise ValueError(
+            f"{path}: not a complete safetensors file ({error}); it was cut off or is something else"
+        ) from None
     if metadata is None:
         raise ValueError(
-            f"{path}: a safetensors file, but not one that wn_jax.save wrote: nothing in it says which arrays are g and v. "
-            "Read it with safetensors.numpy.load_file"
+            f"{path}: a safetensors file, but not one that wn_jax.save wrote: nothing in it says which arrays are g "
+            "and v. Read it with safetensors.numpy.load_file"
         )
     facts = _facts(path, metadata)
-    content = Content(arrays, {name: tuple(axes) for name, axes in facts["nodes"].items()}, facts["keys"], facts["paths"])
+    content = Content(
+        arrays, {name: tuple(axes) for name, axes in facts["nodes"].items()}, facts["keys"], facts["paths"]
+    )
     expected = {part for name in content.paths for part in _parts(name, content)}
     if expected != set(arrays):
         raise ValueError(f"{path}: its metadata does not fit its arrays: {sorted(expected ^ set(arrays))[:5]}")

@@ -1,7 +1,7 @@
 """`save` and `load`: parameter trees as `.safetensors` files, with the axes of their nodes.
 
-A file holds each array under its path, `g` and `v` of a node as `.../kernel/g` and `.../kernel/v`, so that any reader of
-safetensors can open it. Its metadata says which paths are nodes, and over which axes.
+A file holds each array under its path, `g` and `v` of a node as `.../kernel/g` and `.../kernel/v`, so that any reader
+of safetensors can open it. Its metadata says which paths are nodes, and over which axes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from wn_jax._transform import flatten_with_keys, leaf_path
 def save(path: str | os.PathLike[str], params: Any) -> None:
     """Write the arrays of a parameter tree, with nodes or without, to a `.safetensors` file.
 
-    The file appears whole or not at all: it is written under another name (that begins with a dot) and renamed, so that a
-    process that is killed leaves what was there before, and perhaps that other file.
+    The file appears whole or not at all: it is written under another name (that begins with a dot) and renamed, so
+    that a process that is killed leaves what was there before, and perhaps that other file.
 
     Arguments:
         path: the file. An existing one is replaced; its folder must exist.
-        params: any pytree, or an NNX module. Leaves that are no arrays (the functions and numbers in an Equinox tree) are
-            not saved; random keys are.
+        params: any pytree, or an NNX module. Leaves that are no arrays (the functions and numbers in an Equinox tree)
+            are not saved; random keys are.
 
     Raises:
-        ValueError: there is nothing to save; two leaves have one path; an array is abstract, traced, partly on devices of
-            other processes (use Orbax), or of a dtype that the format does not hold.
+        ValueError: there is nothing to save; two leaves have one path; an array is abstract, traced, partly on
+            devices of other processes (use Orbax), or of a dtype that the format does not hold.
         OSError: the file cannot be written.
 
     >>> import tempfile
@@ -70,9 +70,9 @@ def load(path: str | os.PathLike[str], target: Any = None) -> Any:
     Arguments:
         path: the file.
         target: a tree, or an NNX module, of the structure to return; its arrays may be abstract
-            (`jax.eval_shape(lambda: wn_jax.reparameterize(model.init(key, x), axes))`). Arrays come back in the target's
-            boxes and with its shardings, leaves that are no arrays come from the target, and all else must agree.
-            Without a target, nested dicts come back, by the keys of the saved tree, without boxes.
+            (`jax.eval_shape(lambda: wn_jax.reparameterize(model.init(key, x), axes))`). Arrays come back in the
+            target's boxes and with its shardings, leaves that are no arrays come from the target, and all else must
+            agree. Without a target, nested dicts come back, by the keys of the saved tree, without boxes.
 
     Returns:
         A new tree, with `WeightNorm` nodes where the saved one had them; of a module, a new module.
@@ -100,7 +100,9 @@ def _parts(name: str, leaf: Any) -> list[tuple[str, Any]]:
         raise ValueError(f"{name!r} is a {type(leaf).__name__}; of nodes, a file can hold WeightNorm only")
     value = unbox(leaf)
     if value is not leaf and not _is_array(value):
-        raise ValueError(f"{name!r} is a {type(leaf).__name__} around a {type(value).__name__}, and not around an array")
+        raise ValueError(
+            f"{name!r} is a {type(leaf).__name__} around a {type(value).__name__}, and not around an array"
+        )
     return [(name, value)] if _is_array(value) else []
 
 
@@ -113,7 +115,9 @@ def _to_numpy(name: str, value: Any, keys: dict[str, str]) -> np.ndarray:
     if isinstance(value, (jax.ShapeDtypeStruct, jax.core.Tracer)):
         raise ValueError(f"{name!r} is abstract and holds no numbers; save outside of jit and eval_shape")
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        raise ValueError(f"{name!r} is partly on devices of other processes; save it with Orbax, which writes from each")
+        raise ValueError(
+            f"{name!r} is partly on devices of other processes; save it with Orbax, which writes from each"
+        )
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         keys[name] = str(jax.random.key_impl(value))
         value = jax.random.key_data(value)
@@ -123,7 +127,9 @@ def _to_numpy(name: str, value: Any, keys: dict[str, str]) -> np.ndarray:
 def _to_jax(name: str, content: Content, sharding: Any = None) -> jax.Array:
     value = content.arrays[name]
     if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
-        raise ValueError(f"{name!r} is {value.dtype}, which JAX has with jax.config.update('jax_enable_x64', True) only")
+        raise ValueError(
+            f"{name!r} is {value.dtype}, which JAX has with jax.config.update('jax_enable_x64', True) only"
+        )
     array = jnp.asarray(value)
     if name in content.keys:
         array = jax.random.wrap_key_data(array, impl=content.keys[name])
@@ -156,8 +162,8 @@ def _into(target: Any, content: Content, path: Any) -> Any:
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
-            f"{path} does not fit the target: {'; '.join(problems[:5])}{more}. Without a target, load(path) returns what "
-            "the file holds, for you to adapt"
+            f"{path} does not fit the target: {'; '.join(problems[:5])}{more}. Without a target, load(path) returns "
+            "what the file holds, for you to adapt"
         )
     return jax.tree_util.tree_unflatten(treedef, [_filled(name, leaf, content) for name, leaf in leaves.items()])
 

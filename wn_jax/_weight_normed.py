@@ -34,8 +34,8 @@ class _Calls:
         """The model's methods and parts.
 
         Not what else it holds: an attribute that were found on both could be set on the wrong one (as by
-        `nnx.Module.set_attributes`, which asks `hasattr`). For the same reason not `set_view`, which `nnx.view` calls on
-        each module that has it.
+        `nnx.Module.set_attributes`, which asks `hasattr`). For the same reason not `set_view`, which `nnx.view` calls
+        on each module that has it.
         """
         model = vars(self).get("model")
         part = vars(model).get(name) if isinstance(model, nnx.Module) else None
@@ -66,8 +66,9 @@ class WeightNormed(nnx.Module, _Calls):
     """An NNX model with weight-normalized weights, which works where the model works.
 
     At each weight, `.model` holds a `WeightNorm` node with two `nnx.Param`s, `g` and `v`, of the metadata that the
-    weight's had (`g` without sharding names on the axes that it sums over). Everything else in the model stays as it is,
-    `BatchStat`s and random keys for example, and changes as ever when the model runs. A call changes no parameter.
+    weight's had (`g` without sharding names on the axes that it sums over). Everything else in the model stays as it
+    is, `BatchStat`s and random keys for example, and changes as ever when the model runs. A call changes no
+    parameter.
 
     The model's methods and parts are called on this object: `wrapped(x)`, `wrapped.encode(x)`, `wrapped.encoder(x)`.
     While they run, the layers hold plain weights; otherwise they hold nodes, so `wrapped.model.encoder(x)` fails. A
@@ -78,14 +79,14 @@ class WeightNormed(nnx.Module, _Calls):
         axes: which weights, and over which axes their norms run: a dict from path to axes or a function, as for
             `wn_jax.reparameterize`. `wn_jax.nnx.infer_axes(lambda model, x: model(x))(model, x)` finds them.
         scale: where the scale `g / ||v||` goes, as for `wn_jax.wrap`. `"auto"` and `"output"` read the model's program
-            inside `nnx.jit`, `nnx.grad` and other transformations, which runs the model's code once more; eagerly, and
-            where the program does not tell all (the call adds attributes, or fails), the weights are computed, as always
-            with `"weight"`. The norm is computed once a call, outside of the model's loops.
+            inside `nnx.jit`, `nnx.grad` and other transformations, which runs the model's code once more; eagerly,
+            and where the program does not tell all (the call adds attributes, or fails), the weights are computed, as
+            always with `"weight"`. The norm is computed once a call, outside of the model's loops.
 
     Raises:
         TypeError: `model` is no NNX module.
-        ValueError: the model is weight-normalized already, `axes` do not fit (see `wn_jax.reparameterize`), or `scale` is
-            unknown.
+        ValueError: the model is weight-normalized already, `axes` do not fit (see `wn_jax.reparameterize`), or
+            `scale` is unknown.
 
     >>> import jax.numpy as jnp, optax, wn_jax.nnx
     >>> model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))

@@ -83,7 +83,8 @@ def _explain_lost_leaves(error: ValueError, trees: Sequence[Any]) -> None:
     paths, leaves, _ = flatten(states[0] if len(states) == 1 else states)
     nodes = [path for path, leaf in zip(paths, leaves, strict=True) if is_node(leaf)]
     error.add_note(
-        f"wn_jax.wrap was given the leaves {', '.join(paths) or 'none'}; nodes among them: {', '.join(nodes) or 'none'}. "
+        f"wn_jax.wrap was given the leaves {', '.join(paths) or 'none'}; "
+        f"nodes among them: {', '.join(nodes) or 'none'}. "
         "Missing are weights that were reparameterized, if the state then went through nnx.filter_state or "
         "nnx.split_state, whose filters do not match nodes: filter first (nnx.split(model, nnx.Param, ...)), then "
         "reparameterize the part with the weights."

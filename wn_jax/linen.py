@@ -91,10 +91,10 @@ class MeanOnlyBatchNorm(nn.Module):
 def from_weight_norm(params: Mapping[str, Any], feature_axes: FeatureAxes = -1, epsilon: float = EPSILON) -> Any:
     """The parameters of a model with `flax.linen.WeightNorm` layers, for the same model without them: same function.
 
-    Each weight with a scale becomes a `WeightNorm` node with the axes that Flax normalized over. `v` is Flax's (so training
-    goes on with the same `||v||`), and `g` its scale, less what Flax's epsilon takes from it. The wrapped layers move to
-    where they are without the wrapper: `wn_jax.wrap(model.apply)` runs the model with `nn.WeightNorm(nn.Dense(3))` replaced
-    by `nn.Dense(3)`.
+    Each weight with a scale becomes a `WeightNorm` node with the axes that Flax normalized over. `v` is Flax's (so
+    training goes on with the same `||v||`), and `g` its scale, less what Flax's epsilon takes from it. The wrapped
+    layers move to where they are without the wrapper: `wn_jax.wrap(model.apply)` runs the model with
+    `nn.WeightNorm(nn.Dense(3))` replaced by `nn.Dense(3)`.
 
     Flax's axes are wrong for attention and for `ConvTranspose(transpose_kernel=True)`; to go on with the right ones,
     `reconstruct` the result and `reparameterize` it with `infer_axes`.
@@ -105,8 +105,8 @@ def from_weight_norm(params: Mapping[str, Any], feature_axes: FeatureAxes = -1, 
         epsilon: likewise.
 
     Returns:
-        Nested dicts of the model without wrappers (a `FrozenDict` where that was given). A bias that Flax normalized comes
-        back as a plain array of the values that it had.
+        Nested dicts of the model without wrappers (a `FrozenDict` where that was given). A bias that Flax normalized
+        comes back as a plain array of the values that it had.
 
     Raises:
         ValueError: no scale is found, as with `use_scale=False`; or shapes do not fit `feature_axes`.

@@ -1,8 +1,8 @@
 """Weight normalization for Flax NNX models.
 
 `WeightNormed(model, axes)` is an NNX module that holds a weight-normalized model and works where the model works. The
-functional way needs nothing from here: an `nnx.State` is a pytree as any other, which `wn_jax.reparameterize` takes, and
-`wn_jax.wrap` a function that merges it. (`nnx.filter_state` goes before `reparameterize`, as it drops nodes.)
+functional way needs nothing from here: an `nnx.State` is a pytree as any other, which `wn_jax.reparameterize` takes,
+and `wn_jax.wrap` a function that merges it. (`nnx.filter_state` goes before `reparameterize`, as it drops nodes.)
 """
 
 from wn_jax._nnx_functional import infer_axes as infer_axes
@@ -10,6 +10,6 @@ from wn_jax._nnx_functional import init_from_data as init_from_data
 from wn_jax._nnx_functional import on_nodes as on_nodes
 from wn_jax._nnx_functional import split as split
 from wn_jax._nnx_functional import update as update
-from wn_jax._weight_normed import WeightNormed as WeightNormed
 from wn_jax._nnx_mean_only import MeanOnlyBatchNorm as MeanOnlyBatchNorm
 from wn_jax._nnx_peer import from_weight_norm as from_weight_norm
+from wn_jax._weight_normed import WeightNormed as WeightNormed
