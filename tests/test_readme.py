@@ -1,30 +1,25 @@
 """The README's code runs, as printed."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.documents import ROOT, blocks, run
+
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_python_blocks_run_in_order():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 4
-    names: dict[str, object] = {}
-    for block in blocks:
-        exec(block, names)
+    names = run("README.md")
+    assert len(blocks("README.md")) == 4
     assert names["logits"].shape == (32, 10)
     assert names["y"].shape == (4, 3)
-    assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 20
+    assert len([line for line in blocks("README.md")[0].splitlines() if line.strip()]) <= 20
 
 
 @pytest.mark.slow
 def test_the_guide_to_curvature_runs():
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "curvature.md").read_text(), re.DOTALL):
-        exec(block, names)
+    names = run("docs/curvature.md")
     assert names["natural"].converged
     assert names["every"].exact
 
