@@ -41,7 +41,8 @@ def arms(network):
     return built, {name: jnp.asarray(x[:30]) for name, x in dataset.train.items()}
 
 
-@pytest.mark.parametrize("network", ["mlp", pytest.param("conv", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_all_parametrizations_compute_the_plain_function_and_give_its_weights_back(network):
     built, examples = arms(network)
     plain_task, axes = built["none"]
@@ -93,6 +94,7 @@ def records(path):
     return [json.loads(line) for line in (path / "conditioning.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_the_condition_number_of_linear_regression_is_that_of_the_covariance(linear):
     """The Hessian is the inputs' covariance, of eigenvalues from 1 to 1/100, and 1 for the bias."""
     own = [record for record in records(linear) if record["coordinates"] == "plain"]
@@ -107,6 +109,7 @@ def test_the_condition_number_of_linear_regression_is_that_of_the_covariance(lin
             np.testing.assert_allclose(matrix["to"]["20"], 1 / np.sort(eigenvalues)[1], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_natural_gradient_solves_linear_regression_in_one_step(linear):
     """To the noise: what is left is the loss of least squares, which 1,000 examples of noise 0.1 put near 0.005."""
     for record in records(linear):
@@ -116,6 +119,7 @@ def test_the_natural_gradient_solves_linear_regression_in_one_step(linear):
             np.testing.assert_allclose(record["matrices"]["fisher"]["to_mean"], 1, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_weight_norm_with_v_as_w_moves_the_weights_as_plain_does(linear):
     """J J' is w w'/||w||^2 + (g/||v||)^2 (1 - w w'/||w||^2), the identity where g = ||v||."""
     for record in records(linear):
@@ -221,6 +225,7 @@ def test_a_wrong_table_is_refused(change, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_path_that_diverges_is_said_and_what_was_measured_stays(tmp_path):
     changes = ["conditioning.learning_rate=1e9", "conditioning.lanczos_steps=2", "train.seeds=1"]
     error = fails("conditioning", LINEAR, "--out", tmp_path / "run", *settings(*changes), code=1)
@@ -233,6 +238,7 @@ def test_a_config_without_the_table_is_refused():
     assert "[conditioning]" in fails("conditioning", ROOT / "configs" / "digits.toml")
 
 
+@pytest.mark.slow
 def test_other_commands_take_a_config_with_the_table(tmp_path):
     result = invoke("train", LINEAR, "--out", tmp_path / "run", *settings())
     assert result.exit_code == 0, result.output
@@ -279,6 +285,7 @@ def test_a_path_may_be_that_of_any_arm_without_normalization_and_of_any_precisio
         assert all(record["difference"] < 1e-5 for record in records)
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_named(linear):
     with (linear / "conditioning.jsonl").open("a") as file:
         file.write("{}\n")

@@ -48,7 +48,9 @@ def test_as_many_nodes_are_initialized_as_the_zoo_says(name):
 
 
 @pytest.mark.parametrize("init_scale", [1.0, 0.5])
-@pytest.mark.parametrize("name", FEED_FORWARD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if i % 3 == 0 else pytest.mark.slow) for i, name in enumerate(FEED_FORWARD)]
+)
 def test_pre_activations_are_normalized(name, init_scale):
     if ZOO[name]().initialized < len(ZOO[name]().axes) or (init_scale != 1.0 and name not in FEED_FORWARD[::8]):
         pytest.skip("not all of its nodes are initialized, or left out of the second scale")
@@ -79,6 +81,7 @@ def deep_stack():
     return model, wn.reparameterize(params, wn.infer_axes(model.apply)(params, x)), x
 
 
+@pytest.mark.slow
 def test_eager_jit_and_a_sharded_batch_agree():
     model, nodes, x = deep_stack()
     init = wn.init_from_data(model.apply)

@@ -47,6 +47,7 @@ FROZEN = "arms.weight_norm.model.weights=frozen_scale"
 FRAMEWORK = "arms.weight_norm.model.init=framework"
 
 
+@pytest.mark.slow
 def test_a_frozen_scale_gets_no_gradient_and_does_not_move():
     config, functions, state = start("weight_norm", FROZEN, "optimizer.weight_decay={ weight=0.1, other=0.1 }")
     task, batch = tasks.build(config.model, DATASET), examples(8)

@@ -108,6 +108,7 @@ def test_a_run_that_was_cut_off_goes_on(whole, left):
     expect_same(whole[1], left)
 
 
+@pytest.mark.slow
 def test_a_run_that_never_began_begins(goes_on, tmp_path):
     goes_on(tmp_path / "new", after=0)
 

@@ -93,8 +93,9 @@ def test_calls_may_be_smaller():
     np.testing.assert_allclose(losses(one_arm(*changes), steps=2), losses(one_arm(), steps=2), rtol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
-@pytest.mark.parametrize("name", ["weight_norm_mean_only", pytest.param("batch_norm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["weight_norm_mean_only", "batch_norm"])
 def test_eight_devices_give_the_losses_of_one(name):
     """Over 50 steps, with a batch that is shared out among them."""
     curves = []
@@ -147,6 +148,7 @@ def test_batches_are_epochs_of_permutations_and_a_function_of_key_and_step():
         )
 
 
+@pytest.mark.slow
 def test_arms_of_a_seed_start_from_the_same_directions_and_see_the_same_batches():
     member = training.Member(jnp.int32(3), jnp.float32(0.1))
     started = {}

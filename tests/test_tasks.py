@@ -152,6 +152,7 @@ def test_bfloat16_gives_about_the_same_loss():
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
 
 
+@pytest.mark.slow
 def test_noise_and_dropout_act_in_training_alone_and_the_leak_always():
     task, _, state = start("plain")
     params = wn.reconstruct(state.params)
@@ -188,6 +189,7 @@ def test_without_noise_and_dropout_training_computes_what_evaluation_does():
     np.testing.assert_array_equal(figures["error"], logits.max(1) > own)
 
 
+@pytest.mark.slow
 def test_all_arms_of_a_seed_draw_the_same_kernels_from_the_paper_s_normal():
     drawn = start("batch_norm")[2].params
     for layer in KERNELS:

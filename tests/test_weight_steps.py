@@ -135,6 +135,7 @@ def test_a_tree_without_nodes_has_no_growth():
     assert curvature.norm_growth(plain, plain) == {}
 
 
+@pytest.mark.slow
 def test_a_tree_may_hold_functions():
     """As Equinox models do; compared with the same weights in a plain tree."""
     model = ZOO["equinox_mlp"]()
