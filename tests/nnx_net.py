@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+import wn_jax as wn
+
 X = jax.random.normal(jax.random.key(0), (8, 4))
 
 
@@ -40,3 +42,8 @@ def arrays(model):
         path: np.asarray(jax.random.key_data(value) if path[-1] == "key" else value).tobytes()
         for path, value in values.items()
     }
+
+
+def is_whole(wrapped):
+    """Whether the nodes of a wrapped `Net` are in their places."""
+    return all(isinstance(layer.kernel, wn.WeightNorm) for layer in (wrapped.model.first, *wrapped.model.layers))

@@ -1,5 +1,7 @@
 """The parameters of `flax.linen.WeightNorm` and `flax.nnx.WeightNorm` as nodes: the outputs are Flax's."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -98,27 +100,29 @@ def test_feature_axes(feature_axes):
     np.testing.assert_allclose(outputs, theirs.apply(params, X), rtol=1e-6, atol=2e-6)
 
 
-def test_a_normalized_bias_becomes_plain_and_a_stack_keeps_its_copies():
+def test_a_normalized_bias_becomes_plain():
     theirs = nn.WeightNorm(nn.Dense(3), variable_filter={"kernel", "bias"})
     params = perturbed(theirs.init(jax.random.key(0), X))
     nodes = linen.from_weight_norm(params)
     assert isinstance(nodes["params"]["bias"], jax.Array)
     np.testing.assert_allclose(wn.wrap(nn.Dense(3).apply)(nodes, X), theirs.apply(params, X), rtol=1e-6, atol=1e-6)
 
+
+@pytest.mark.parametrize("feature_axes", [-1, 1, 0, None])
+def test_a_stack_keeps_its_copies(feature_axes):
     def stack(norm):
         class Block(nn.Module):
             @nn.compact
             def __call__(self, x, _):
                 return nn.tanh(norm(nn.Dense(4))(x)), None
 
-        return nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)()
+        return nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=4)()  # all sizes are 4
 
-    theirs, ours = stack(nn.WeightNorm), stack(identity)
+    theirs, ours = stack(functools.partial(nn.WeightNorm, feature_axes=feature_axes)), stack(identity)
     params = perturbed(theirs.init(jax.random.key(0), X, None))
-    nodes = linen.from_weight_norm(params)
-    np.testing.assert_allclose(
-        wn.wrap(ours.apply)(nodes, X, None)[0], theirs.apply(params, X, None)[0], rtol=1e-6, atol=1e-6
-    )
+    nodes = linen.from_weight_norm(params, feature_axes=feature_axes)
+    expected = theirs.apply(params, X, None)[0]
+    np.testing.assert_allclose(wn.wrap(ours.apply)(nodes, X, None)[0], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_epsilon_zero_vectors_and_half_precision():
@@ -154,11 +158,37 @@ def test_linen_errors():
         linen.from_weight_norm(params, feature_axes=0)
     with pytest.raises(ValueError, match="feature_axes"):
         linen.from_weight_norm(params, feature_axes=7)
+    with pytest.raises(ValueError, match="feature_axes None"):
+        linen.from_weight_norm(nn.WeightNorm(nn.Dense(4)).init(jax.random.key(0), X), feature_axes=None)
+    for model in (Unscaled(True), Unscaled(False)):
+        with pytest.raises(ValueError, match=r"without (a scale|one)"):
+            linen.from_weight_norm(model.init(jax.random.key(0), X))
+    twice = nn.WeightNorm(nn.WeightNorm(nn.Dense(3)))
+    with pytest.raises(ValueError, match="within one another"):
+        linen.from_weight_norm(twice.init(jax.random.key(0), X))
     alone = {"params": {"layer_instance/kernel/scale": jnp.ones(3)}}
     with pytest.raises(
         ValueError, match="'params/layer_instance/kernel/scale' is the scale of a weight that is not there"
     ):
         linen.from_weight_norm(alone)
+
+
+class Unscaled(nn.Module):
+    """A wrapper without a scale before one that has it; made here, or in `setup`."""
+
+    here: bool
+
+    def setup(self):
+        self.layers = [] if self.here else self.make()
+
+    def make(self):
+        return [nn.WeightNorm(nn.Dense(4), use_scale=False), nn.WeightNorm(nn.Dense(4))]
+
+    @nn.compact
+    def __call__(self, x):
+        for layer in self.layers or self.make():
+            x = layer(x)
+        return x
 
 
 class NNXNet(nnx.Module):
@@ -215,8 +245,12 @@ def test_nnx_errors():
         wnx.from_weight_norm(nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0))))
     with pytest.raises(TypeError, match="got a int"):
         wnx.from_weight_norm(3)
+    rngs = nnx.Rngs(0)
     alone = nnx.WeightNorm(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
     assert wnx.from_weight_norm(alone)(jnp.ones((1, 3))).shape == (1, 2)
+    state = nnx.state(nnx.Sequential(alone, nnx.WeightNorm(nnx.Linear(2, 2, rngs=rngs), use_scale=False, rngs=rngs)))
+    with pytest.raises(ValueError, match="layer_instance has no scale beside it"):
+        wnx.from_weight_norm(state)
     unscaled = nnx.WeightNorm(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), use_scale=False, rngs=nnx.Rngs(0))
     ours = wnx.from_weight_norm(unscaled)
     np.testing.assert_allclose(ours(jnp.eye(3)), unscaled(jnp.eye(3)), atol=1e-6)

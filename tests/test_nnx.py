@@ -1,7 +1,5 @@
 """`WeightNormed`: training against a reference by hand, and what an NNX module can do, against the plain model."""
 
-import threading
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from flax import errors, nnx
 
 import wn_jax as wn
 from tests.by_hand import OPTIMIZERS, assert_close, data, trained
-from tests.nnx_net import AXES, Net, X, arrays, call
+from tests.nnx_net import AXES, Net, X, arrays, call, is_whole
 from tests.zoo import ZOO
 from tests.zoo_arrays import bodies, equations
 from wn_jax.nnx import WeightNormed, infer_axes
@@ -100,47 +98,6 @@ def test_statistics_and_random_keys_move_as_the_plain_model_s(plain, wrapped):
     assert int(plain.dropout.rngs.count[...]) == 4
 
 
-def test_methods_and_parts_are_called_on_the_object(plain, wrapped):
-    plain.eval()
-    wrapped.eval()
-    np.testing.assert_allclose(wrapped.features(X), plain.features(X), atol=1e-6)
-    np.testing.assert_allclose(wrapped.first(X), plain.first(X), atol=1e-6)
-    np.testing.assert_allclose(wrapped.layers[0](plain.first(X)), plain.layers[0](plain.first(X)), atol=1e-6)
-    assert wrapped.dropout is wrapped.model.dropout  # nothing to rebuild in it
-    sequential = WeightNormed(nnx.Sequential(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.relu), {"layers/0/kernel": -2})
-    assert sequential.layers[0](X).shape == (8, 3)
-    for name in ("missing", "__name__"):
-        with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
-            getattr(wrapped, name)
-    with pytest.raises(AttributeError, match=r"model's own is \.model\.deterministic"):
-        WeightNormed(_with_deterministic(), {"kernel": -2}).deterministic  # noqa: B018
-
-
-def _with_deterministic():
-    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
-    model.deterministic = True
-    return model
-
-
-def test_views_capture_and_new_attributes_reach_the_model(wrapped):
-    class Sowing(nnx.Module):
-        def __init__(self, rngs):
-            self.linear, self.dropout = nnx.Linear(4, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
-
-        def __call__(self, x):
-            self.sow(nnx.Intermediate, "seen", self.linear(x))
-            self.calls = getattr(self, "calls", 0) + 1
-            return self.dropout(self.linear(x))
-
-    model = WeightNormed(Sowing(nnx.Rngs(0)), {"linear/kernel": -2})
-    view = nnx.view(model, deterministic=True)
-    assert view.model.dropout.deterministic
-    assert not model.model.dropout.deterministic
-    outputs, seen = nnx.capture(view, nnx.Intermediate)(X)
-    np.testing.assert_allclose(seen["model"]["seen"].get_value()[0], outputs, atol=1e-6)
-    assert view.model.calls == 1
-
-
 def test_plain_is_the_folded_model(plain, wrapped):
     folded = wrapped.plain()
     assert type(folded) is Net
@@ -166,34 +123,6 @@ def test_a_jax_jit_closure_in_eval_mode_and_what_plain_nnx_refuses(plain, wrappe
             jax.jit(lambda x, model=model: model(x))(X)
     wrapped.eval()
     assert wrapped(X).shape == (8, 2)  # it is whole after the error
-    assert is_whole(wrapped)
-
-
-def is_whole(wrapped):
-    return all(isinstance(layer.kernel, wn.WeightNorm) for layer in (wrapped.model.first, *wrapped.model.layers))
-
-
-def test_an_error_in_the_model_leaves_the_nodes(wrapped):
-    with pytest.raises(TypeError, match="dot_general"):
-        wrapped(jnp.ones((2, 5)))
-    assert is_whole(wrapped)
-
-
-def test_threads_take_turns(wrapped):
-    wrapped.eval()
-    expected, found = wrapped(X), []
-
-    def work():
-        for _ in range(10):
-            found.append(wrapped(X))
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 40
-    assert all((y == expected).all() for y in found)
     assert is_whole(wrapped)
 
 

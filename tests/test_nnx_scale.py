@@ -23,6 +23,7 @@ def products(model, x):
 
 def test_the_scale_goes_where_there_are_fewer_numbers():
     layer = nnx.Linear(16, 16, use_bias=False, rngs=nnx.Rngs(0))
+    layer.raw = jnp.ones(3)  # an array that is no Variable is in nobody's way
     found = {scale: WeightNormed(layer, {"kernel": -2}, scale=scale) for scale in SCALES}
     small, large = jnp.ones((4, 16)), jnp.ones((64, 16))
     assert {scale: products(model, small) for scale, model in found.items()} == {
@@ -77,6 +78,7 @@ class Particular(nnx.Module):
     def __init__(self, rngs):
         self.linear = nnx.Linear(4, 4, rngs=rngs)
         self.kept = nnx.Variable(jnp.zeros(()))
+        self.raw = jnp.ones(4)
 
     def add_attribute(self, x):
         x = self.linear(x)
@@ -97,13 +99,29 @@ class Particular(nnx.Module):
     def take_rngs(self, x, rngs, scale=1.0, name="a"):
         return scale * self.linear(x) + jax.random.normal(rngs.noise(), x.shape) + len(name)
 
+    def write_into(self, x, seen, cache):
+        seen.append(self.linear(x))
+        cache["x"] = x
+        return seen[-1]
+
+    def same(self, query, key):
+        return self.linear(query) * (2.0 if query is key else 1.0)
+
     def sow_it(self, x):
         x = self.linear(x)
         self.sow(nnx.Intermediate, "seen", x)
         return x
 
 
+def written(model, x):
+    seen, cache = [], {}
+    y = model.write_into(x, seen, cache=cache)
+    return y + sum(jnp.sum(z**2) for z in seen) + cache["x"]
+
+
 CALLS = {
+    "write_into": written,
+    "same": lambda model, x: model.same(x, x) + model.same(x, x + 1),
     "add_attribute": lambda model, x: (model.add_attribute(x), 0)[0] + getattr(model, "model", model).cache[...],
     "count": lambda model, x: model.count(x) * getattr(model, "model", model).calls,
     "return_variable": lambda model, x: model.return_variable(x)[0] + model.return_variable(x)[1][...],

@@ -75,16 +75,22 @@ def test_live_nodes_with_a_batch_size_left_open(scale):
         np.testing.assert_allclose(live.call(nodes, x), model.fn(model.params, x), rtol=1e-5, atol=1e-6)
 
 
-def test_a_loop_whose_length_is_left_open():
-    nodes = wn.reparameterize({"w": jnp.eye(3) + 0.1}, {"w": -2})
+@pytest.mark.parametrize("scale", ["auto", "output"])
+def test_loops_reshapes_and_convolutions_with_a_size_left_open(scale):
+    nodes = wn.reparameterize({"w": jnp.eye(3) + 0.1, "k": jnp.ones((3, 3, 3, 2))}, {"w": -2, "k": (-4, -3, -2)})
 
-    def fn(params, x):
+    def loop(params, x):
         return jax.lax.scan(lambda state, row: (jnp.tanh(row @ params["w"] + state), None), jnp.zeros(3), x)[0]
 
-    (steps,) = jax.export.symbolic_shape("steps")
-    live = jax.export.export(jax.jit(wn.wrap(fn)))(nodes, jax.ShapeDtypeStruct((steps, 3), jnp.float32))
-    x = jax.random.normal(jax.random.key(0), (5, 3))
-    np.testing.assert_allclose(live.call(nodes, x), fn(wn.reconstruct(nodes), x), rtol=1e-5, atol=1e-6)
+    def reshaped(params, x):
+        y = jax.lax.conv_general_dilated(x, params["k"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return (x @ params["w"]).reshape(x.shape[0], -1)[:, :4] + y.reshape(x.shape[0], -1)[:, :4]
+
+    for fn, shape in ((loop, "n, 3"), (reshaped, "n, 4, 4, 3")):
+        spec = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), jnp.float32)
+        live = jax.export.export(jax.jit(wn.wrap(fn, scale=scale)))(nodes, spec)
+        x = jax.random.normal(jax.random.key(0), (5, *spec.shape[1:]))
+        np.testing.assert_allclose(live.call(nodes, x), fn(wn.reconstruct(nodes), x), rtol=1e-5, atol=1e-5)
 
 
 def test_the_guide_runs():

@@ -29,7 +29,7 @@ def unbox(x: Any) -> Any:
     if isinstance(x, meta.AxisMetadata):
         return x.unbox()
     if isinstance(x, nnx.Variable):
-        return x.get_value()
+        return x.get_value() if x.ref else x.get_raw_value()  # hooks are for those who read the weight
     return x
 
 

@@ -8,13 +8,14 @@ dict `scales` beside the `layer_instance`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from wn_jax._boxes import rebox, unbox
-from wn_jax._node import WeightNorm, norm_dtype
+from wn_jax._node import WeightNorm, is_node, norm_dtype
 
 FeatureAxes = int | Sequence[int] | None
 
@@ -26,7 +27,7 @@ def linen_nodes(params: Mapping[str, Any], feature_axes: FeatureAxes, epsilon: f
     """Nested dicts in which weights with a scale are nodes, and the scales and the wrappers' scopes are gone."""
     tree = _as_dicts(params)
     found, tree = _convert_linen(tree, tree, "", (feature_axes, epsilon))
-    _check_found(found)
+    _check_complete(found, tree)
     return tree
 
 
@@ -34,7 +35,7 @@ def nnx_nodes(state: Mapping[Any, Any], feature_axes: FeatureAxes, epsilon: floa
     """The same for the state of an NNX model, as nested dicts."""
     tree = _as_dicts(state)
     found, tree = _convert_nnx(tree, "", (feature_axes, epsilon))
-    _check_found(found)
+    _check_complete(found, tree)
     return tree
 
 
@@ -58,14 +59,17 @@ def _node(weight: Any, scale: Any, options: tuple[FeatureAxes, float], path: str
 
 def _parts(weight: Any, scale: Any, feature_axes: FeatureAxes, epsilon: float, path: str) -> tuple[Any, Any, Any, Any]:
     """`v`, `g` shaped to multiply it, the dtype of the norm, and its axes."""
+    if is_node(weight):
+        raise ValueError(f"{path!r} is wrapped by two flax WeightNorms, which no node can stand for")
     v = jnp.asarray(unbox(weight))
     given = () if feature_axes is None else (feature_axes,) if isinstance(feature_axes, int) else tuple(feature_axes)
-    features = sorted({axis % v.ndim for axis in given if -v.ndim <= axis < v.ndim})
-    ones = jnp.ones([v.shape[axis] for axis in features], v.dtype)
-    scale = ones if scale is None else jnp.asarray(unbox(scale))
-    copies = scale.ndim - len(features)  # a stack of layers has a leading axis on both
-    expected = v.shape[: max(copies, 0)] + tuple(v.shape[axis] for axis in features)
-    if scale.shape != expected or len(features) != len(given):
+    # A stack of layers (nn.scan, nn.vmap) has leading axes that weight and scale share, and feature_axes do not count.
+    copies = 0 if scale is None else jnp.ndim(unbox(scale)) - len(given)
+    rank = v.ndim - copies
+    features = sorted({copies + axis % rank for axis in given if -rank <= axis < rank}) if copies >= 0 else []
+    shape = (*v.shape[: max(copies, 0)], *(v.shape[axis] for axis in features))
+    scale = jnp.ones(shape, v.dtype) if scale is None else jnp.asarray(unbox(scale))
+    if scale.shape != shape or len(features) != len(given) or (copies and rank < 2):
         raise ValueError(
             f"{path!r} has shape {v.shape} and a scale of shape {scale.shape}, which are not those of feature_axes "
             f"{feature_axes}; pass the feature_axes of this flax WeightNorm"
@@ -81,6 +85,7 @@ def _parts(weight: Any, scale: Any, feature_axes: FeatureAxes, epsilon: float, p
 def _convert_linen(tree: dict[str, Any], parent: dict[str, Any], path: str, options: Any) -> tuple[int, dict[str, Any]]:
     """How many nodes were made, and the scope as it is without wrappers. Layers are in their wrapper's, or beside."""
     found = 0
+    _check_unbroken(tree, path)
     for key, child in _children(tree):
         count, child = _convert_linen(child, tree, f"{path}{key}/", options)
         found += count
@@ -95,7 +100,10 @@ def _convert_linen(tree: dict[str, Any], parent: dict[str, Any], path: str, opti
             *layer, name = layer
             owner = _at(tree, layer, name) or _at(parent, layer, name)
         if owner is None:
-            raise ValueError(f"{path + key!r} is the scale of a weight that is not there; pass the whole tree")
+            raise ValueError(
+                f"{path + key!r} is the scale of a weight that is not there. Pass the whole tree. (Of WeightNorms "
+                "within one another, or around an nn.RNN, the tree does not tell which weights they are for.)"
+            )
         owner[name] = _node(owner[name], tree.pop(key), options, path + key.removesuffix("/scale"))
     moves_up = scales and set(tree) == {"layer_instance"}  # as without the wrapper
     return found + len(scales), tree["layer_instance"] if moves_up else tree
@@ -133,9 +141,33 @@ def _children(tree: dict[Any, Any]) -> list[tuple[Any, dict[Any, Any]]]:
     return [(key, child) for key, child in tree.items() if isinstance(child, dict)]
 
 
-def _check_found(found: int) -> None:
+def _check_unbroken(tree: dict[str, Any], path: str) -> None:
+    """Raises where numbered wrappers are missing between others: without a scale, they leave no trace but that."""
+    numbers = sorted(int(key[11:]) for key in tree if re.fullmatch(r"WeightNorm_\d+", str(key)))
+    if missing := set(range(numbers[-1])) - set(numbers) if numbers else set():
+        raise ValueError(
+            f"{path}WeightNorm_{min(missing)} is missing: a WeightNorm without a scale (use_scale=False) leaves no "
+            "parameters, so nothing tells which weight it normalizes. Give it a scale of ones, or pass the whole tree"
+        )
+
+
+def _check_complete(found: int, tree: dict[Any, Any]) -> None:
     if not found:
         raise ValueError(
             "there is no scale of a flax WeightNorm in this tree (with use_scale=False it leaves none); pass the "
             "parameters as model.init or nnx.state returned them"
         )
+    if path := _leftover(tree, ""):
+        raise ValueError(
+            f"{path} has no scale beside it: a WeightNorm without one (use_scale=False) leaves no parameters that "
+            "would tell which weights it normalizes. Give it a scale of ones"
+        )
+
+
+def _leftover(tree: dict[Any, Any], path: str) -> str | None:
+    """The path of a layer that is still in a wrapper."""
+    for key, child in _children(tree):
+        here = f"{path}{key}"
+        if inner := here if key == "layer_instance" else _leftover(child, f"{here}/"):
+            return inner
+    return None

@@ -45,7 +45,8 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0) -> Callable[
     """`wn_jax.init_from_data` for a function of an NNX model: `init_from_data(fn)(wrapped, *args, **kwargs)`.
 
     Returns:
-        A function that returns a copy of the model, with `g` and biases from the batch.
+        A function that returns a copy of the model, with `g` and biases from the batch. It raises what
+        `wn_jax.init_from_data` does.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([[1.0], [2.0], [6.0]])
@@ -58,6 +59,8 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0) -> Callable[
 
     def initialized(model: Any, *args: Any, **kwargs: Any) -> Any:
         graph, params = split(model)
+        if not nodes_of(model):
+            raise ValueError("init_from_data found no WeightNorm node in the model; wrap it in a WeightNormed first")
         model = nnx.clone(model, graph=True)
         update(model, _init_from_data(_merged(fn, graph), init_scale)(params, *args, **kwargs))
         return model
@@ -89,16 +92,22 @@ def update(model: Any, params: Any) -> None:
     """Put the values of `params`, a state as `split` returns it (or a part of one), into the model.
 
     Raises:
+        TypeError: `params` is no state.
         ValueError: `params` holds something that the model does not have, or of another shape. The model stays as
             it is.
     """
+    if not isinstance(params, nnx.State):
+        raise TypeError(f"update takes a state, as the second of what split returns; got a {type(params).__name__}")
     new = jax.tree_util.tree_map(_unpacked, params, is_leaf=is_node)
     known = {tuple(path): jnp.shape(unbox(leaf)) for path, leaf in nnx.to_flat_state(nnx.state(_inner(model)))}
     for path, leaf in nnx.to_flat_state(new):
         shape, found = jnp.shape(unbox(leaf)), known.get(tuple(path), "nothing")
         if shape != found:
             name = "/".join(map(str, path))
-            raise ValueError(f"{name!r} has shape {shape} in params, and the model has {found} there")
+            raise ValueError(
+                f"update: {name!r} has shape {shape} in params, and the model has {found} there; the paths are those "
+                "of wn_jax.nnx.split(model)"
+            )
     nnx.update(_inner(model), new)
 
 
@@ -142,6 +151,8 @@ def on_nodes(tx: optax.GradientTransformation, model: Any) -> optax.GradientTran
 
 def _inner(model: Any) -> Any:
     """The model in a `WeightNormed`."""
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"expected a WeightNormed, or another NNX module; got a {type(model).__name__}")
     return model.model if isinstance(model, WeightNormed) else model
 
 

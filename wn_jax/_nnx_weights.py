@@ -26,31 +26,47 @@ _one_at_a_time = threading.RLock()
 def with_nodes(model: Any, axes: Mapping[str, Axes | None] | Callable[[str, Any], Axes | None]) -> Any:
     """A copy of the model whose chosen weights are nodes; `axes` and errors are those of `reparameterize`."""
     model = nnx.clone(model, graph=True)
-    paths, leaves, _ = flatten(reparameterize(nnx.state(model, graph=True), axes))
-    nodes = {path: leaf for path, leaf in zip(paths, leaves, strict=True) if is_node(leaf)}
-    return _replaced(lambda path, part: nodes.get("/".join(map(str, path)), part), model)
+    state = nnx.state(model, graph=True)
+    paths, leaves, _ = flatten(state)
+    _, new, _ = flatten(reparameterize(state, axes))
+    nodes = {id(leaf): node for leaf, node in zip(leaves, new, strict=True) if is_node(node)}
+    if lost := set(nodes) - _replace(model, lambda value: nodes.get(id(value), value)):
+        where = ", ".join(path for path, leaf in zip(paths, leaves, strict=True) if id(leaf) in lost)
+        raise ValueError(
+            f"nothing can be put in the place of {where}, as it is in a container that cannot be changed, such as a "
+            "tuple. Keep weights in attributes, nnx.List or nnx.Dict, or leave this one out of axes"
+        )
+    return model
 
 
 def with_weights(model: Any) -> Any:
     """A copy of the model whose nodes are weights."""
-    shared: dict[int, Any] = {}
-    return _replaced(lambda _, part: _weight(part, shared) if is_node(part) else part, nnx.clone(model, graph=True))
+    model, shared = nnx.clone(model, graph=True), dict[int, Any]()
+    _replace(model, lambda value: _weight(value, shared) if is_node(value) else value)
+    return model
 
 
 @contextlib.contextmanager
 def weights_in_place(model: Any, weight_of: Callable[[Any], Any] = rebuild) -> Iterator[None]:
-    """Weights where the nodes are, until the context ends. One that two places share stays one `Variable`."""
+    """Weights where the nodes are, until the context ends. One that two places share stays one `Variable`.
+
+    What the model moves to another place in the meantime moves with its node.
+    """
     with _one_at_a_time:
-        places = _places(model)
-        shared: dict[int, Any] = {}
-        weights = [_weight(node, shared, weight_of) for _, _, node in places]
+        shared, nodes = dict[int, Any](), dict[int, Any]()
+
+        def weight(value: Any) -> Any:
+            if not is_node(value):
+                return value
+            made = _weight(value, shared, weight_of)
+            nodes[id(made)] = value
+            return made
+
         try:
-            for (owner, key, _), weight in zip(places, weights, strict=True):
-                owner[key] = weight
+            _replace(model, weight)
             yield
         finally:
-            for owner, key, node in places:
-                owner[key] = node
+            _replace(model, lambda value: nodes.get(id(value), value))
 
 
 def nodes_of(model: Any) -> dict[tuple[Any, ...], Any]:
@@ -75,28 +91,18 @@ def _identity(node: Any) -> int:
     return id(v if is_box(v) else node)
 
 
-def _places(model: Any) -> list[tuple[Any, Any, Any]]:
-    """Where nodes are: `owner[key] is node`, the owner a list, a dict, or the attributes of a module.
+def _replace(model: Any, new: Callable[[Any], Any]) -> set[int]:
+    """Put `new(value)` in the place of every value in a module, list or dict; returns the ids of those that gave way.
 
-    The attributes are reached past `__setattr__`, by which NNX refuses a change from inside a `jax.jit` that closes
-    over the model: this one is undone before anybody could see it.
+    Attributes are reached past `__setattr__`, by which NNX refuses a change from inside a `jax.jit` that closes over
+    the model: here it is undone before anybody could see it, or made in a copy.
     """
-    found = []
-    for _, part in nnx.iter_graph(model, graph=True):
-        owner = vars(part) if isinstance(part, nnx.Pytree) else part
+    gone = set()
+    for _, part in list(nnx.iter_graph(model, graph=True)):
+        owner: Any = vars(part) if isinstance(part, nnx.Pytree) else part
         if isinstance(owner, (dict, list)):
-            items = owner.items() if isinstance(owner, dict) else enumerate(owner)
-            found += [(owner, key, value) for key, value in items if is_node(value)]
-    return found
-
-
-def _replaced(replace: Callable[[tuple[Any, ...], Any], Any], model: Any) -> Any:
-    try:
-        return nnx.recursive_map(replace, model, graph=True)
-    except ValueError as error:
-        if "does not support mutation" not in str(error):
-            raise
-        raise ValueError(
-            f"a weight is in a container that cannot be changed, such as a tuple: {error} Keep weights in attributes, "
-            "nnx.List or nnx.Dict, or leave this one out of axes."
-        ) from error
+            for key, value in list(owner.items() if isinstance(owner, dict) else enumerate(owner)):
+                if (other := new(value)) is not value:
+                    owner[key] = other
+                    gone.add(id(value))
+    return gone

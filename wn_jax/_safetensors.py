@@ -6,12 +6,15 @@ import dataclasses
 import json
 import os
 import secrets
+import shutil
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from wn_jax._node import canonical_axes
 
 _METADATA = "wn_jax"
 _VERSION = 1
@@ -22,18 +25,26 @@ _DTYPES = (*_INTEGERS, "float16", "bfloat16", "float32", "float64", "complex64")
 
 @dataclasses.dataclass
 class Content:
-    """What a file holds. `nodes` are axes by the path of a node, whose arrays are `path/g` and `path/v`."""
+    """What a file holds. Every leaf of the saved tree is in `paths`."""
 
+    paths: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """The keys that lead to a leaf, by its name: these keys joined by '/'."""
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     nodes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """The axes of the leaves that are nodes. Their arrays have the names that `of_node` gives."""
+    numbers: dict[str, int | float] = dataclasses.field(default_factory=dict)
+    """The leaves that are numbers of Python."""
     keys: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of arrays that are the data of random keys, the kind of key."""
-    paths: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-    """The keys that lead to each leaf; joined by '/' they are its path."""
+
+
+def of_node(name: str) -> tuple[str, str]:
+    """The names of the arrays `g` and `v` of a node."""
+    return (f"{name}/g", f"{name}/v") if name else ("g", "v")
 
 
 def write(path: Path, content: Content) -> None:
-    """Put a file in place once it is complete.
+    """Put a file in place once it is complete. It has the mode of the file it replaces, or that of any new file.
 
     Raises:
         ValueError: an array is of a dtype that the format, or its reader for NumPy, does not know.
@@ -42,19 +53,29 @@ def write(path: Path, content: Content) -> None:
     for name, array in content.arrays.items():
         if array.dtype.name not in _DTYPES:
             raise ValueError(f"{name!r} is {array.dtype}; a file can hold {', '.join(_DTYPES)}. Cast it, or use Orbax")
-    facts = {"version": _VERSION, "nodes": content.nodes, "keys": content.keys, "paths": content.paths}
+    if "__metadata__" in content.arrays:
+        raise ValueError("'__metadata__' is a word of the format; rename that leaf")
+    facts = {"version": _VERSION, **{key: getattr(content, key) for key in _FACTS}}
     path = Path(os.path.realpath(path))  # a link stays a link
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # in the same folder: renaming is atomic there
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    # A folder of our own, as safetensors makes further files; beside the file, as renaming is atomic there.
+    workshop = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = workshop / path.name
     try:
+        workshop.mkdir()
+        temporary.touch()
+        mode = (path if path.exists() else temporary).stat().st_mode
         safetensors.numpy.save_file(content.arrays, temporary, {_METADATA: json.dumps(facts)})
+        temporary.chmod(mode)
         _flush(temporary)
         os.replace(temporary, path)
     except safetensors.SafetensorError as error:
         raise OSError(f"{path}: cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(workshop, ignore_errors=True)
     _flush(path.parent)
 
 
@@ -80,29 +101,40 @@ def read(path: Path) -> Content:
             f"{path}: a safetensors file, but not one that wn_jax.save wrote: nothing in it says which arrays are g "
             "and v. Read it with safetensors.numpy.load_file"
         )
-    facts = _facts(path, metadata)
-    content = Content(
-        arrays, {name: tuple(axes) for name, axes in facts["nodes"].items()}, facts["keys"], facts["paths"]
-    )
-    expected = {part for name in content.paths for part in _parts(name, content)}
-    if expected != set(arrays):
-        raise ValueError(f"{path}: its metadata does not fit its arrays: {sorted(expected ^ set(arrays))[:5]}")
-    return content
-
-
-def _facts(path: Path, metadata: str) -> dict[str, Any]:
     try:
         facts = json.loads(metadata)
         version = facts["version"]
-        if version != _VERSION:
-            raise ValueError(f"{path}: of format {version}; this wn_jax reads {_VERSION}: install a newer one")
-        return {key: dict(facts[key]) for key in ("nodes", "keys", "paths")}
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: its metadata is damaged ({error!r})") from None
+        if version == _VERSION:
+            facts["nodes"] = {name: tuple(axes) for name, axes in facts["nodes"].items()}
+            content = Content(arrays=arrays, **{key: dict(facts[key]) for key in _FACTS})
+            _check(content)
+            return content
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its metadata is damaged ({type(error).__name__}: {error})") from None
+    raise ValueError(f"{path}: of format {version}; this wn_jax reads {_VERSION}: install a newer one")
 
 
-def _parts(name: str, content: Content) -> list[str]:
-    return [f"{name}/g", f"{name}/v"] if name in content.nodes else [name]
+_FACTS = ("paths", "nodes", "numbers", "keys")
+
+
+def _check(content: Content) -> None:
+    """Raises where names, axes, shapes and kinds do not belong together."""
+    expected: set[str] = set()
+    for name, keys in content.paths.items():
+        if "/".join(keys) != name:
+            raise ValueError(f"the keys of {name!r} are {keys}")
+        if name not in content.numbers:
+            expected |= set(of_node(name) if name in content.nodes else [name])
+    if (wrong := expected ^ set(content.arrays)) or not {*content.nodes, *content.numbers} <= set(content.paths):
+        raise ValueError(f"names do not fit the arrays: {sorted(wrong)[:5]}")
+    for name, axes in content.nodes.items():
+        g, v = (content.arrays[part] for part in of_node(name))
+        if canonical_axes(axes, v.shape) != axes:
+            raise ValueError(f"the node {name!r} has axes {axes} and a v of shape {v.shape}")
+        if g.shape != tuple(1 if i - v.ndim in axes else size for i, size in enumerate(v.shape)):
+            raise ValueError(f"the node {name!r} has a g of shape {g.shape}, a v of shape {v.shape} and axes {axes}")
+    for name, impl in content.keys.items():
+        jax.eval_shape(lambda data, impl=impl: jax.random.wrap_key_data(data, impl=impl), content.arrays[name])
 
 
 def _flush(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flax import nnx
@@ -16,53 +16,7 @@ from wn_jax._transform import Axes
 from wn_jax._wrap import check_scale
 
 
-class _Calls:
-    """Calls `self.model`, its methods and its parts, with weights in the place of nodes."""
-
-    model: Any
-    scale: str
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own call."""
-        return self._run("__call__", args, kwargs)
-
-    def __getitem__(self, key: Any) -> Any:
-        """A part of a model that is a list or a dict."""
-        return _part(self.model[key], self.scale)
-
-    def __getattr__(self, name: str) -> Any:
-        """The model's methods and parts.
-
-        Not what else it holds: an attribute that were found on both could be set on the wrong one (as by
-        `nnx.Module.set_attributes`, which asks `hasattr`). For the same reason not `set_view`, which `nnx.view` calls
-        on each module that has it.
-        """
-        model = vars(self).get("model")
-        part = vars(model).get(name) if isinstance(model, nnx.Module) else None
-        if isinstance(part, nnx.Module):
-            return _part(part, self.scale)
-        method = getattr(type(model), name, None)
-        if not callable(method) or name.startswith("__") or name == "set_view":
-            hint = f"; the model's own is .model.{name}" if name in dir(model) else ""
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}")
-
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return self._run(name, args, kwargs)
-
-        return call
-
-    def _run(self, name: str, args: Any, kwargs: Any) -> Any:
-        nodes = {} if self.scale == "weight" else nodes_of(self.model)
-        if nodes and is_traced(nodes, args, kwargs):
-            # What is in the way of this, in the model or in the call, shows below, or was in the way of this only.
-            with contextlib.suppress(Exception):
-                return run_factored(self.model, nodes, name, args, kwargs, self.scale)
-        with weights_in_place(self.model):
-            return getattr(self.model, name)(*args, **kwargs)
-
-
-class WeightNormed(nnx.Module, _Calls):
+class WeightNormed(nnx.Module):
     """An NNX model with weight-normalized weights, which works where the model works.
 
     At each weight, `.model` holds a `WeightNorm` node with two `nnx.Param`s, `g` and `v`, of the metadata that the
@@ -70,18 +24,21 @@ class WeightNormed(nnx.Module, _Calls):
     is, `BatchStat`s and random keys for example, and changes as ever when the model runs. A call changes no
     parameter.
 
-    The model's methods and parts are called on this object: `wrapped(x)`, `wrapped.encode(x)`, `wrapped.encoder(x)`.
-    While they run, the layers hold plain weights; otherwise they hold nodes, so `wrapped.model.encoder(x)` fails. A
-    model's code that writes to a weight writes to a copy.
+    The model's methods, parts and attributes are found on this object: `wrapped(x)`, `wrapped.encode(x)`,
+    `wrapped.encoder(x)`, `wrapped.rate = 0.1` (but for those that it has itself: `model`, `plain`, `train`, `eval`).
+    While the model's code runs, the layers hold plain weights, computed once a call; otherwise they hold nodes, so
+    `wrapped.model.encoder(x)` fails. What the model's code writes to a weight is dropped after the call.
 
     Arguments:
         model: any NNX module. It is copied, and stays as it is.
         axes: which weights, and over which axes their norms run: a dict from path to axes or a function, as for
             `wn_jax.reparameterize`. `wn_jax.nnx.infer_axes(lambda model, x: model(x))(model, x)` finds them.
         scale: where the scale `g / ||v||` goes, as for `wn_jax.wrap`. `"auto"` and `"output"` read the model's program
-            inside `nnx.jit`, `nnx.grad` and other transformations, which runs the model's code once more; eagerly,
-            and where the program does not tell all (the call adds attributes, or fails), the weights are computed, as
-            always with `"weight"`. The norm is computed once a call, outside of the model's loops.
+            inside `nnx.jit`, `nnx.grad` and other transformations, which saves much at small batches. They are for
+            models whose code can run twice in a call: not for one that counts its calls, or collects arrays, in
+            variables of Python that NNX does not know. Where the program does not tell all (the call adds
+            attributes, or returns a module), and outside of transformations, the weights are computed as by
+            `"weight"`.
 
     Raises:
         TypeError: `model` is no NNX module.
@@ -92,7 +49,7 @@ class WeightNormed(nnx.Module, _Calls):
     >>> model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     >>> x = jnp.ones((4, 3))
     >>> wrapped = WeightNormed(model, wn_jax.nnx.infer_axes(lambda model, x: model(x))(model, x))
-    >>> bool((wrapped(x) == model(x)).all()), wrapped.model.kernel.g.shape
+    >>> bool((wrapped(x) == model(x)).all()), wrapped.kernel.g.shape
     (True, (1, 2))
     >>> optimizer = nnx.Optimizer(wrapped, optax.sgd(0.1), wrt=nnx.Param)
     >>> @nnx.jit
@@ -108,12 +65,12 @@ class WeightNormed(nnx.Module, _Calls):
         self,
         model: nnx.Module,
         axes: Mapping[str, Axes | None] | Callable[[str, Any], Axes | None],
-        scale: str = "auto",
+        scale: str = "weight",
     ):
         check_scale(scale)
         _check_is_plain(model)
         self.model = with_nodes(model, axes)
-        self.scale = scale
+        self._scale = scale
 
     def plain(self) -> Any:
         """The model with plain weights, for serving and export: a copy, of the class that was wrapped."""
@@ -127,16 +84,66 @@ class WeightNormed(nnx.Module, _Calls):
         """The model's own `eval`."""
         self.model.eval(**attributes)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own call."""
+        return self._run("__call__", args, kwargs)
 
-class _Part(_Calls):
-    """A part of a weight-normalized model, to be called."""
+    def __getattr__(self, name: str) -> Any:
+        """The model's methods, parts and attributes. Not `set_view`, as `nnx.view` calls that of each module."""
+        model = vars(self).get("model")
+        if model is None or name.startswith("__") or name == "set_view":
+            raise AttributeError(f"'WeightNormed' object has no attribute {name!r}")
+        if name in vars(model):
+            return self._part(vars(model)[name])
+        method = getattr(type(model), name, None)
+        if not callable(method):
+            with weights_in_place(model):  # for a property
+                return getattr(model, name)
 
-    def __init__(self, model: nnx.Module, scale: str):
-        self.model, self.scale = model, scale
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._run(name, args, kwargs)
 
+        return call
 
-def _part(part: Any, scale: str) -> Any:
-    return _Part(part, scale) if isinstance(part, nnx.Module) and nodes_of(part) else part
+    def __setattr__(self, name: str, value: Any) -> None:
+        model = vars(self).get("model", self)
+        if name not in vars(self) and not name.startswith("_") and (name in vars(model) or hasattr(type(model), name)):
+            setattr(model, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._part(self.model[key])
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._part, self.model)
+
+    def __len__(self) -> int:
+        return len(self.model)
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self.model
+
+    def __bool__(self) -> bool:
+        return bool(self.model)
+
+    def _part(self, part: Any) -> Any:
+        """A part of the model: as a `WeightNormed` of the same parameters, where it holds some."""
+        if not isinstance(part, nnx.Module) or isinstance(part, WeightNormed) or not nodes_of(part):
+            return part
+        view = object.__new__(WeightNormed)
+        view.__dict__.update({**vars(self), "model": part})
+        return view
+
+    def _run(self, name: str, args: Any, kwargs: Any) -> Any:
+        nodes = {} if self._scale == "weight" else nodes_of(self.model)
+        if nodes and is_traced(nodes, args, kwargs):
+            # What is in the way of this, in the model or in the call, shows below, or was in the way of this only.
+            with contextlib.suppress(Exception):
+                return run_factored(self.model, nodes, name, args, kwargs, self._scale)
+        with weights_in_place(self.model):
+            return getattr(self.model, name)(*args, **kwargs)
 
 
 def _check_is_plain(model: Any) -> None:

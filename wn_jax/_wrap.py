@@ -28,7 +28,8 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
         scale: where the scale `g / ||v||` is applied. `"weight"`: to the weight, before `fn` sees it. `"output"`: to
             the outputs of the matmuls and convolutions that use it, `x @ (v * s) == (x @ v) * s`, wherever `fn`'s
             program lets it. `"auto"`: to whichever of the two has fewer numbers, an output counted as often as
-            the loops around compute it.
+            the loops around compute it. Where `jax.export` leaves the size of an argument open, the scale goes to
+            the weight.
 
             Both but `"weight"` trace `fn` to a jaxpr in each call, as `jit` does: outside `jit`, a function that
             branches on values needs `scale="weight"`. What is not understood (a custom derivative rule, a
@@ -98,6 +99,9 @@ def _run_factored(
     if not any(is_node(leaf) for i in positions for leaf in jax.tree_util.tree_leaves(args[i], is_leaf=is_node)):
         return fn(*args, **kwargs)
     purpose = "to place the scale of its weights. wn_jax.wrap(fn, scale='weight') does not trace."
+    arrays = [leaf for leaf in jax.tree_util.tree_leaves((args, kwargs)) if hasattr(leaf, "shape")]
+    if not all(isinstance(size, int) for array in arrays for size in array.shape):  # jax.export leaves it open
+        return fn(*(reconstruct(arg) if i in positions else arg for i, arg in enumerate(args)), **kwargs)
     reading = read(fn, positions, args, kwargs, purpose, data_in_consts=True)
     inputs = list(reading.program.arrays)
     for leaf in reading.leaves:

@@ -109,7 +109,9 @@ def from_weight_norm(params: Mapping[str, Any], feature_axes: FeatureAxes = -1, 
         comes back as a plain array of the values that it had.
 
     Raises:
-        ValueError: no scale is found, as with `use_scale=False`; or shapes do not fit `feature_axes`.
+        ValueError: no scale is found; a `WeightNorm` without a scale (`use_scale=False`) shows by a gap; or shapes do
+            not fit `feature_axes`. (The last `WeightNorm` of a scope shows by no gap: look at the outputs. A stack of
+            layers must be on the leading axis, where `nn.scan` puts it with `variable_axes={"params": 0}`.)
 
     >>> x = jnp.array([[1.0, 2.0, 3.0]])
     >>> theirs = nn.Sequential([nn.WeightNorm(nn.Dense(2))])
