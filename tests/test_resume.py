@@ -143,6 +143,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over(name, goes_on, left):
     DAMAGE[name](left / "checkpoints" / "8")

@@ -177,6 +177,7 @@ def test_noise_and_dropout_act_in_training_alone_and_the_leak_always():
         np.testing.assert_allclose(after, np.where(before > 0, before, 0.1 * before), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_without_noise_and_dropout_training_computes_what_evaluation_does():
     params = wn.reconstruct(start("plain")[2].params)
     task = tasks.build(load("plain", *SMALL, "model.noise=0", "model.dropout=0").model, DATASET)

@@ -21,7 +21,7 @@ def zoo(name):
 
 WITH_NODES = [name for name, model in ZOO.items() if model().axes]
 every_model = pytest.mark.parametrize("name", WITH_NODES)
-sampled = pytest.mark.parametrize("name", WITH_NODES[::8])  # what compiles much, and test_wrap.py has for all models
+sampled = pytest.mark.parametrize("name", WITH_NODES[::12])  # what compiles much, and test_wrap.py has for all models
 slow_for_most = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if i % 6 == 0 else pytest.mark.slow) for i, name in enumerate(WITH_NODES)]
 )
@@ -175,7 +175,13 @@ def test_a_training_step_is_traced_once_and_donates_its_nodes():
     assert jax.tree.structure(new) == jax.tree.structure(nodes)
 
 
-@pytest.mark.parametrize("name", ["linen_mlp", "linen_bfloat16", "linen_float16", "linen_zero_initialized"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linen_mlp",
+        *(pytest.param(f"linen_{x}", marks=pytest.mark.slow) for x in ("bfloat16", "float16", "zero_initialized")),
+    ],
+)
 def test_strict_promotion_and_no_leaks(name):
     model, _ = zoo(name)
 

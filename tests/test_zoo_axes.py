@@ -30,7 +30,9 @@ def test_the_answers_are_those_written_by_hand(name):
             assert sorted(axes) == list(range(-len(use.shape), 0)), f"{use.path}: each axis is of one kind"
 
 
-@every_model
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if i % 4 == 0 else pytest.mark.slow) for i, name in enumerate(ZOO)]
+)
 def test_abstract_arguments_and_nodes_give_the_same(name):
     model = zoo(name)
     abstract = jax.tree.map(
