@@ -41,23 +41,24 @@ def nnx_nodes(state: Mapping[Any, Any], feature_axes: FeatureAxes, epsilon: floa
 
 def folded(weight: Any, scale: Any, feature_axes: FeatureAxes, epsilon: float, path: str) -> tuple[Any, Any]:
     """A weight with its scale (`None`: of ones) multiplied in, and the axes that its norm ran over."""
-    v, g, _, axes = _parts(weight, scale, feature_axes, epsilon, path)
+    v, g, _, axes = _factors(weight, scale, feature_axes, path)
     length = jnp.sqrt(jnp.sum(v * v, axes, keepdims=True) + epsilon)
     return (v * (g / length)).astype(v.dtype), axes
 
 
 def _node(weight: Any, scale: Any, options: tuple[FeatureAxes, float], path: str) -> Any:
     """The node of a weight, or a plain weight where Flax's norm runs over no axes, as that of a bias does."""
-    v, g, wide, axes = _parts(weight, scale, *options, path)
+    feature_axes, epsilon = options
+    v, g, wide, axes = _factors(weight, scale, feature_axes, path)
     squares = jnp.sum(jnp.square(v.astype(wide)), axes, keepdims=True)
     if not axes:
-        return rebox(weight, (v * (g / jnp.sqrt(squares + options[1]))).astype(v.dtype))
+        return rebox(weight, (v * (g / jnp.sqrt(squares + epsilon))).astype(v.dtype))
     node = WeightNorm.from_weight(rebox(weight, v), axes)  # its v, which is right for zero vectors too
-    g = g * jnp.sqrt(squares / (squares + options[1]))
+    g = g * jnp.sqrt(squares / (squares + epsilon))
     return dataclasses.replace(node, g=rebox(node.g, g.astype(wide)))
 
 
-def _parts(weight: Any, scale: Any, feature_axes: FeatureAxes, epsilon: float, path: str) -> tuple[Any, Any, Any, Any]:
+def _factors(weight: Any, scale: Any, feature_axes: FeatureAxes, path: str) -> tuple[Any, Any, Any, Any]:
     """`v`, `g` shaped to multiply it, the dtype of the norm, and its axes."""
     if is_node(weight):
         raise ValueError(f"{path!r} is wrapped by two flax WeightNorms, which no node can stand for")
