@@ -50,6 +50,7 @@ def test_as_many_steps_as_rows_give_all_eigenvalues(name):
     assert (distance_to_nearest(found.values, expected) <= 100 * found.errors).all()
 
 
+@pytest.mark.slow
 @every_spectrum
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_fewer_steps_give_the_outermost(name, dtype):

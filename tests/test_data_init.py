@@ -34,7 +34,9 @@ def found(tree):
     return [leaf for leaf in jax.tree.leaves(tree, is_leaf=is_node) if is_node(leaf)]
 
 
-@pytest.mark.parametrize("name", WITH_NODES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if i % 3 == 0 else pytest.mark.slow) for i, name in enumerate(WITH_NODES)]
+)
 def test_as_many_nodes_are_initialized_as_the_zoo_says(name):
     model, nodes, new = initialized(name)
     assert jax.tree.structure(new) == jax.tree.structure(nodes)

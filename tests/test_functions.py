@@ -62,6 +62,7 @@ def test_a_frozen_scale_gets_no_gradient_and_does_not_move():
         assert np.abs(moved.v - kernel.v).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["plain", "weight_norm"])
 def test_the_moving_average_is_that_of_its_recursion_and_what_is_evaluated(arm):
     _, functions, state = start(arm, "train.ema=0.5", FRAMEWORK)

@@ -12,6 +12,7 @@ from tests.zoo_arrays import equations
 from wn_jax.nnx import WeightNormed
 
 SCALES = ("auto", "output", "weight")
+each_scale = pytest.mark.parametrize("scale", ["auto", pytest.param("output", marks=pytest.mark.slow), "weight"])
 
 
 def products(model, x):
@@ -58,7 +59,7 @@ def test_all_sides_agree_in_values_gradients_and_what_the_model_changed(name):
             np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@each_scale
 def test_statistics_and_random_keys_move_inside_jit(scale):
     plain = Net(nnx.Rngs(0))
     wrapped = WeightNormed(plain, AXES, scale=scale)
@@ -132,7 +133,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("scale", SCALES)
+@each_scale
 def test_a_model_may_do_what_a_program_does_not_tell(name, scale):
     models = Particular(nnx.Rngs(0)), WeightNormed(Particular(nnx.Rngs(0)), {"linear/kernel": -2}, scale=scale)
     for transform in (nnx.jit, lambda fn: fn):
@@ -142,7 +143,7 @@ def test_a_model_may_do_what_a_program_does_not_tell(name, scale):
     np.testing.assert_array_equal(models[1].model.kept[...], models[0].kept[...])
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@each_scale
 def test_random_keys_and_other_arguments_of_a_call(scale):
     plain = Particular(nnx.Rngs(0))
     wrapped = WeightNormed(plain, {"linear/kernel": -2}, scale=scale)
@@ -157,7 +158,7 @@ def test_random_keys_and_other_arguments_of_a_call(scale):
     assert int(ours.noise.count[...]) == int(theirs.noise.count[...]) == 4
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@each_scale
 def test_what_is_sown_is_captured(scale):
     model = WeightNormed(Particular(nnx.Rngs(0)), {"linear/kernel": -2}, scale=scale)
 
@@ -169,7 +170,7 @@ def test_what_is_sown_is_captured(scale):
     np.testing.assert_array_equal(seen["model"]["seen"].get_value()[0], y)
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@each_scale
 def test_errors_are_those_of_the_model(scale):
     model = WeightNormed(Net(nnx.Rngs(0)), AXES, scale=scale)
     before = arrays(model)

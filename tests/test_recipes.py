@@ -14,7 +14,7 @@ from tests.zoo import ZOO
 
 STEPS = 20
 RATE = 0.01
-QUICK = ("nnx_mlp", "nnx_batch_norm", "equinox_mlp", "haiku_mlp")
+QUICK = ("nnx_mlp", "haiku_mlp")
 guide = functools.cache(run)
 
 

@@ -31,6 +31,9 @@ model = { weights = "weight_norm", init = "data" }
 """
 
 
+pytestmark = pytest.mark.slow  # runs that are cut off at all kinds of places
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A config, and a run of it that nothing interrupted."""
@@ -108,7 +111,6 @@ def test_a_run_that_was_cut_off_goes_on(whole, left):
     expect_same(whole[1], left)
 
 
-@pytest.mark.slow
 def test_a_run_that_never_began_begins(goes_on, tmp_path):
     goes_on(tmp_path / "new", after=0)
 
@@ -143,7 +145,6 @@ DAMAGE = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over(name, goes_on, left):
     DAMAGE[name](left / "checkpoints" / "8")
@@ -235,7 +236,6 @@ def test_a_full_disk(room, goes_on, left):
     goes_on(left, after=8)
 
 
-@pytest.mark.slow
 def test_killed_at_ten_random_moments_it_ends_as_if_never_killed(tmp_path):
     """Twice on its way to the first step, and eight times at random records; the clock plays no part in these."""
     (tmp_path / "config.toml").write_text(CONFIG.replace("steps = 12", "steps = 1000"))

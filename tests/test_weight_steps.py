@@ -35,6 +35,7 @@ def step_of(p):
     return jax.jit(curvature.weight_step(p.loss))(p.params, p.batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_a_step_is_the_jacobian_times_its_transpose_times_the_gradient(form):
     p = problem("tanh", "cross_entropy", form)

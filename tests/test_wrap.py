@@ -76,7 +76,7 @@ def test_the_output_side_equals_the_weight_side(name):
     check(name, jnp.float32, ["grad"])
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", SAMPLE[::2])
 def test_the_output_side_equals_the_weight_side_under_all_transformations(name):
     check(name, jnp.float32, ["remat", "vmap", "hvp"])
 
