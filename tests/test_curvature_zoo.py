@@ -60,6 +60,7 @@ def by_hand(loss, nodes, x, vector):
     return along(arrays(nodes), arrays(vector))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_products_are_those_by_hand_and_the_hessian_is_symmetric(name):
     nodes, x, loss = zoo(name)

@@ -35,7 +35,7 @@ def found(tree):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if i % 3 == 0 else pytest.mark.slow) for i, name in enumerate(WITH_NODES)]
+    "name", [pytest.param(name, marks=[] if i % 8 == 0 else pytest.mark.slow) for i, name in enumerate(WITH_NODES)]
 )
 def test_as_many_nodes_are_initialized_as_the_zoo_says(name):
     model, nodes, new = initialized(name)

@@ -65,7 +65,7 @@ def perturbed(params):
     return jax.tree.unflatten(treedef, [x + 0.5 * rng.standard_normal(x.shape).astype(x.dtype) for x in leaves])
 
 
-@pytest.mark.parametrize("model", [Attention, Convolutions, Inner])
+@pytest.mark.parametrize("model", [Attention, Convolutions, pytest.param(Inner, marks=pytest.mark.slow)])
 def test_linen(model):
     theirs, ours = model(nn.WeightNorm), model()
     params = perturbed(theirs.init(jax.random.key(0), X))
@@ -91,7 +91,9 @@ def test_v_is_kept_so_that_training_goes_on_as_it_was():
     np.testing.assert_allclose(gradients["kernel"].g[0], grads["layer_instance/kernel/scale"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("feature_axes", [None, -1, (0, -1), (1,), [-1, 1]])
+@pytest.mark.parametrize(
+    "feature_axes", [None, (0, -1), *(pytest.param(x, marks=pytest.mark.slow) for x in (-1, (1,), [-1, 1]))]
+)
 def test_feature_axes(feature_axes):
     theirs = nn.WeightNorm(nn.Conv(5, (2, 3)), feature_axes=feature_axes)
     params = perturbed(theirs.init(jax.random.key(0), X))
@@ -108,7 +110,9 @@ def test_a_normalized_bias_becomes_plain():
     np.testing.assert_allclose(wn.wrap(nn.Dense(3).apply)(nodes, X), theirs.apply(params, X), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("feature_axes", [-1, 1, 0, None])
+@pytest.mark.parametrize(
+    "feature_axes", [-1, 1, pytest.param(0, marks=pytest.mark.slow), pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_a_stack_keeps_its_copies(feature_axes):
     def stack(norm):
         class Block(nn.Module):

@@ -134,6 +134,8 @@ def test_trees_that_cannot_be_saved(path):
     ):
         with pytest.raises(ValueError, match=message):
             wn.save(path, tree)
+    with pytest.raises(TypeError, match=r"save\(path, params\)"):
+        wn.save({"w": node()}, path)
     with pytest.raises(ValueError, match="abstract"):
         jax.jit(lambda tree: wn.save(path, tree))({"w": node()})
     with pytest.raises(FileNotFoundError, match=r"no folder .*missing; make it first"):

@@ -28,7 +28,7 @@ for artifact in Path(sys.argv[1]).glob("*.stablehlo"):
     np.save(artifact.with_suffix(".served.npy"), served.call(x))
 """
 
-MODELS = ("linen_attention", "linen_cnn", "nnx_scan", "equinox_mlp", "haiku_lstm")
+MODELS = ("linen_attention", "nnx_scan", "equinox_mlp", "haiku_lstm")
 
 
 def served(model):

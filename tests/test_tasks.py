@@ -206,6 +206,7 @@ def test_all_arms_of_a_seed_draw_the_same_kernels_from_the_paper_s_normal():
         assert (drawn[layer]["scale"] == 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", [("plain", "weight_norm"), ("mean_only", "weight_norm_mean_only")])
 def test_frozen_scales_and_weight_norm_start_as_the_same_function(pair):
     examples, figures = images(60, seed=1).train, []

@@ -71,7 +71,7 @@ def check(name, dtype, hows, scales=("output",)):
                 assert_close(got, expected, limit)
 
 
-@pytest.mark.parametrize("name", WITH_NODES[::4])
+@pytest.mark.parametrize("name", WITH_NODES[::8])
 def test_the_output_side_equals_the_weight_side(name):
     check(name, jnp.float32, ["grad"])
 

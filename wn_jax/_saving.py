@@ -37,6 +37,7 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
     Raises:
         ValueError: there is nothing to save; two leaves have one path; an array is abstract, traced, partly on
             devices of other processes (use Orbax), or of a dtype that the format does not hold.
+        TypeError: `path` is no path.
         OSError: the file cannot be written.
 
     >>> import tempfile
@@ -47,6 +48,8 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
     WeightNorm(g=Array([[5.]], dtype=float32), v=Array([[3.],
            [4.]], dtype=float32), axes=(-2,))
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"the first argument is the path of the file; got a {type(path).__name__}: save(path, params)")
     if isinstance(params, nnx.Module):
         _, params = _nnx_functional.split(params)
     content = Content()
