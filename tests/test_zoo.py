@@ -21,7 +21,7 @@ def zoo(name):
 
 WITH_NODES = [name for name, model in ZOO.items() if model().axes]
 every_model = pytest.mark.parametrize("name", WITH_NODES)
-sampled = pytest.mark.parametrize("name", WITH_NODES[::12])  # what compiles much, and test_wrap.py has for all models
+sampled = pytest.mark.parametrize("name", WITH_NODES[::16])  # what compiles much, and test_wrap.py has for all models
 slow_for_most = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if i % 6 == 0 else pytest.mark.slow) for i, name in enumerate(WITH_NODES)]
 )

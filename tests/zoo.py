@@ -6,6 +6,7 @@ definitions, not from what wn_jax answers. Tests of invariances run over the who
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from tests import (
@@ -23,7 +24,7 @@ from tests.zoo_model import Model
 
 __all__ = ["ZOO", "Model"]
 
-ZOO: dict[str, Callable[[], Model]] = {
+_MODELS: dict[str, Callable[[], Model]] = {
     **zoo_plain.MODELS,
     **zoo_plain_calls.MODELS,
     **zoo_linen.MODELS,
@@ -34,3 +35,6 @@ ZOO: dict[str, Callable[[], Model]] = {
     **zoo_equinox.MODELS,
     **zoo_haiku.MODELS,
 }
+
+# Each is made once a process, as many tests share it.
+ZOO: dict[str, Callable[[], Model]] = {name: functools.cache(make) for name, make in _MODELS.items()}
