@@ -112,6 +112,7 @@ def test_as_many_devices_as_divide_the_batch_are_used():
         assert {own.placement.mesh.size for own in built.values()} == {min(count, jax.device_count())}
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_mean_over_all_examples():
     own = next(iter(arm.build(one_arm("data.test_examples=499")).values()))
     own.prepare()

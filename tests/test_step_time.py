@@ -12,6 +12,7 @@ from experiments import overhead, step_time, timed_models
 from tests.experiments import DIGITS, fails, invoke, settings
 
 
+@pytest.mark.slow
 def test_step_times_have_a_figure_for_each_arm_and_round(monkeypatch, tmp_path):
     monkeypatch.setattr(step_time, "_SECONDS_PER_TURN", 1e-4)
     tiny = {

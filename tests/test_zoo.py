@@ -175,11 +175,14 @@ def test_a_training_step_is_traced_once_and_donates_its_nodes():
     assert jax.tree.structure(new) == jax.tree.structure(nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
         "linen_mlp",
-        *(pytest.param(f"linen_{x}", marks=pytest.mark.slow) for x in ("bfloat16", "float16", "zero_initialized")),
+        "linen_bfloat16",
+        "linen_float16",
+        "linen_zero_initialized",
     ],
 )
 def test_strict_promotion_and_no_leaks(name):
