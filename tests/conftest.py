@@ -1,4 +1,4 @@
-"""Eight CPU devices for the tests that need several, set before JAX starts; and the model that most tests train."""
+"""Eight CPU devices for the tests that need several, set before JAX starts; and the models that many tests share."""
 
 import os
 
@@ -19,3 +19,20 @@ def nodes(model):
     import wn_jax as wn
 
     return wn.reparameterize(model.params, model.axes)
+
+
+@pytest.fixture
+def plain():
+    from flax import nnx
+
+    from tests.nnx_net import Net
+
+    return Net(nnx.Rngs(0))
+
+
+@pytest.fixture
+def wrapped(plain):
+    from tests.nnx_net import AXES
+    from wn_jax.nnx import WeightNormed
+
+    return WeightNormed(plain, AXES)

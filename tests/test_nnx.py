@@ -15,16 +15,6 @@ from tests.zoo_arrays import bodies, equations
 from wn_jax.nnx import WeightNormed, infer_axes
 
 
-@pytest.fixture
-def plain():
-    return Net(nnx.Rngs(0))
-
-
-@pytest.fixture
-def wrapped(plain):
-    return WeightNormed(plain, AXES)
-
-
 class Perceptron(nnx.Module):
     """What `tests.by_hand` computes."""
 

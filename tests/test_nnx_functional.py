@@ -14,16 +14,6 @@ from wn_jax import nnx as wnx
 from wn_jax import optim
 
 
-@pytest.fixture
-def plain():
-    return Net(nnx.Rngs(0))
-
-
-@pytest.fixture
-def wrapped(plain):
-    return wnx.WeightNormed(plain, AXES)
-
-
 def test_axes_of_a_module_with_shared_layers(plain, wrapped):
     before = arrays(plain)
     assert wnx.infer_axes(call)(plain, X) == AXES

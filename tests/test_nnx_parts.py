@@ -9,18 +9,8 @@ import pytest
 from flax import nnx
 
 import wn_jax as wn
-from tests.nnx_net import AXES, Net, X, arrays, call, is_whole
+from tests.nnx_net import X, arrays, call, is_whole
 from wn_jax.nnx import WeightNormed
-
-
-@pytest.fixture
-def plain():
-    return Net(nnx.Rngs(0))
-
-
-@pytest.fixture
-def wrapped(plain):
-    return WeightNormed(plain, AXES)
 
 
 def test_methods_and_parts_are_called_on_the_object(plain, wrapped):

@@ -138,7 +138,7 @@ class WeightNormed(nnx.Module):
 
     def _run(self, name: str, args: Any, kwargs: Any) -> Any:
         nodes = {} if self._scale == "weight" else nodes_of(self.model)
-        if nodes and is_traced(nodes, args, kwargs):
+        if nodes and is_traced(list(nodes.values()), args, kwargs):
             # What is in the way of this, in the model or in the call, shows below, or was in the way of this only.
             with contextlib.suppress(Exception):
                 return run_factored(self.model, nodes, name, args, kwargs, self._scale)
