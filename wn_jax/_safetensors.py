@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,6 +39,9 @@ class Content:
     """The leaves that are numbers of Python."""
     keys: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of arrays that are the data of random keys, the kind of key."""
+
+
+_FACTS = ("paths", "nodes", "numbers", "keys")
 
 
 def of_node(name: str) -> tuple[str, str]:
@@ -86,16 +92,9 @@ def read(path: Path) -> Content:
         ValueError: the file is cut off, or not one of ours.
         OSError: it cannot be read.
     """
-    try:
-        with path.open("rb"):  # safetensors reports a missing file without its name
-            pass
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = (file.metadata() or {}).get(_METADATA)
-            arrays = {name: file.get_tensor(name) for name in file.keys()} if metadata else {}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: not a complete safetensors file ({error}); it was cut off or is something else"
-        ) from None
+    with _opened(path) as file:
+        metadata = (file.metadata() or {}).get(_METADATA)
+        arrays = {name: file.get_tensor(name) for name in file.keys()} if metadata else {}  # noqa: SIM118
     if metadata is None:
         raise ValueError(
             f"{path}: a safetensors file, but not one that wn_jax.save wrote: nothing in it says which arrays are g "
@@ -114,7 +113,34 @@ def read(path: Path) -> Content:
     raise ValueError(f"{path}: of format {version}; this wn_jax reads {_VERSION}: install a newer one")
 
 
-_FACTS = ("paths", "nodes", "numbers", "keys")
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file that another program wrote. Raises as `read`."""
+    with _opened(path) as file:
+        if _METADATA in (file.metadata() or {}):
+            raise ValueError(f"{path} was written by wn_jax.save; wn_jax.load reads it, nodes and all")
+        return {name: _foreign(path, file, name) for name in file.keys()}  # noqa: SIM118
+
+
+def _foreign(path: Path, file: Any, name: str) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except (AttributeError, TypeError):  # what safetensors raises where NumPy has no such dtype
+        dtype = file.get_slice(name).get_dtype()
+        raise ValueError(f"{path}: {name!r} is {dtype}, which its reader for NumPy does not know; cast it") from None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file of the format, with its errors naming the file."""
+    try:
+        with path.open("rb"):  # safetensors reports a missing file without its name
+            pass
+        with safetensors.safe_open(path, framework="numpy") as file:
+            yield file
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path}: not a complete safetensors file ({error}); it was cut off or is something else"
+        ) from None
 
 
 def _check(content: Content) -> None:

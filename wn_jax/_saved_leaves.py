@@ -20,13 +20,13 @@ def parts(name: str, leaf: Any) -> dict[str, Any]:
     """
     if isinstance(leaf, WeightNorm):
         found = dict(zip(of_node(name), (unbox(leaf.g), unbox(leaf.v)), strict=True))
-        if not all(map(_is_array, found.values())):
+        if not all(map(is_array, found.values())):
             raise ValueError(f"{name!r} is a node that holds no arrays (labels, specs or masks), or another node")
         return found
     if is_node(leaf):
         raise ValueError(f"{name!r} is a {type(leaf).__name__}; of nodes, a file can hold WeightNorm only")
     value = unbox(leaf)
-    if _is_array(value) or is_number(value):
+    if is_array(value) or is_number(value):
         return {name: value}
     if value is not leaf:
         raise ValueError(
@@ -39,6 +39,28 @@ def parts(name: str, leaf: Any) -> dict[str, Any]:
 def is_number(x: Any) -> bool:
     """Whether `x` is a number of Python."""
     return isinstance(x, (bool, int, float)) and not isinstance(x, np.generic)
+
+
+def check_has_numbers(name: str, value: Any) -> None:
+    """Raises where an array is abstract, or out of this process's reach."""
+    if isinstance(value, (jax.ShapeDtypeStruct, jax.core.Tracer)):
+        raise ValueError(f"{name!r} is abstract and holds no numbers; save outside of jit and eval_shape")
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        raise ValueError(
+            f"{name!r} is partly on devices of other processes; save it with Orbax, which writes from each"
+        )
+
+
+def sharding_of(target: Any) -> Any:
+    """Where an array that takes the target's place must go, or None where it may stay.
+
+    An array that sits where JAX put it, and was put nowhere, stays free to move; the devices of an abstract mesh are
+    not known.
+    """
+    sharding = getattr(target, "sharding", None)
+    free = not getattr(target, "committed", True)
+    abstract = isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh)
+    return None if free or abstract else sharding
 
 
 def check_fits(path: Any, leaves: dict[str, Any], content: Content) -> None:
@@ -96,5 +118,5 @@ def _saved_kind(name: str, content: Content) -> str:
     return _kind(jax.eval_shape(lambda data: jax.random.wrap_key_data(data, impl=content.keys[name]), array))
 
 
-def _is_array(x: Any) -> bool:
+def is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))

@@ -19,7 +19,7 @@ from wn_jax import _nnx_functional
 from wn_jax._boxes import rebox
 from wn_jax._node import WeightNorm
 from wn_jax._safetensors import Content, of_node, read, write
-from wn_jax._saved_leaves import check_fits, is_number, parts
+from wn_jax._saved_leaves import check_fits, check_has_numbers, is_number, parts, sharding_of
 from wn_jax._transform import flatten_with_keys, leaf_path
 
 
@@ -100,12 +100,7 @@ def load(path: str | os.PathLike[str], target: Any = None) -> Any:
 
 def _to_numpy(name: str, value: Any, keys: dict[str, str]) -> np.ndarray:
     """The numbers of an array; of random keys their data, noting in `keys` of which kind they are."""
-    if isinstance(value, (jax.ShapeDtypeStruct, jax.core.Tracer)):
-        raise ValueError(f"{name!r} is abstract and holds no numbers; save outside of jit and eval_shape")
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        raise ValueError(
-            f"{name!r} is partly on devices of other processes; save it with Orbax, which writes from each"
-        )
+    check_has_numbers(name, value)
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         keys[name] = str(jax.random.key_impl(value))
         value = jax.random.key_data(value)
@@ -170,9 +165,5 @@ def _placed(name: str, value: Any, content: Content) -> Any:
         return content.arrays[name].item()
     if isinstance(value, (np.ndarray, np.generic)):
         return content.arrays[name]
-    array, sharding = _to_jax(name, content), getattr(value, "sharding", None)
-    # An array that sits where JAX put it, and was put nowhere, stays free to move; the devices of an abstract mesh are
-    # not known.
-    free = not getattr(value, "committed", True)
-    abstract = isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh)
-    return array if sharding is None or free or abstract else jax.device_put(array, sharding)
+    array, sharding = _to_jax(name, content), sharding_of(value)
+    return array if sharding is None else jax.device_put(array, sharding)
