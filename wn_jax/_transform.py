@@ -164,12 +164,17 @@ def _unknown_paths(unknown: list[Any], paths: list[str]) -> str:
     def line(path: Any) -> str:
         if not isinstance(path, str):
             return f"{path!r} (a path is a string such as 'params/Dense_0/kernel')"
-        moved = [other for other in paths if other.split("/", 1)[-1] == path or path.split("/", 1)[-1] == other]
-        close = moved or difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
-        return repr(path) + (f" (did you mean {' or '.join(map(repr, close[:3]))}?)" if close else "")
+        return repr(path) + did_you_mean(path, paths)
 
     shown = "; ".join(line(path) for path in unknown[:5]) + ("; ..." if len(unknown) > 5 else "")
     return f"axes name leaves that params does not have: {shown}. Its leaves are {_some(paths)}."
+
+
+def did_you_mean(path: str, paths: list[str]) -> str:
+    """A guess at which of `paths` was meant, to be put behind the path; or nothing."""
+    moved = [other for other in paths if other.split("/", 1)[-1] == path or path.split("/", 1)[-1] == other]
+    close = moved or difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
+    return f" (did you mean {' or '.join(map(repr, close[:3]))}?)" if close else ""
 
 
 def _some(paths: list[str]) -> str:

@@ -1,0 +1,81 @@
+"""The values of a state dict as NumPy arrays: tensors, arrays, or a `.safetensors` file. PyTorch is never imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wn_jax._safetensors import read_arrays
+
+_NO_STATE_DICT = (
+    "pass a state dict (model.state_dict()), or the path of a .safetensors file. A .pt or .bin file is a pickle, which "
+    "can run code: load it with torch.load(path, weights_only=True) and pass the dict of tensors that is in it"
+)
+
+
+def arrays_of(state: Any) -> dict[str, np.ndarray]:
+    """The arrays of a state dict by name. They share memory with tensors on the CPU, and with arrays.
+
+    Raises:
+        ValueError: there are none; a value is no array; the file is cut off, or something else.
+        TypeError: it is neither a mapping of names nor a path.
+        OSError: the file cannot be read.
+    """
+    if isinstance(state, str | os.PathLike):
+        arrays = _of_file(Path(state))
+    elif isinstance(state, Mapping):
+        arrays = {_name(name): _array(name, value) for name, value in state.items()}
+    else:
+        raise TypeError(f"got a {type(state).__name__}; {_NO_STATE_DICT}")
+    if not arrays:
+        raise ValueError("the state dict is empty")
+    return arrays
+
+
+def _of_file(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02"):  # a zip archive, and before PyTorch 1.6 a bare pickle
+        raise ValueError(f"{path} is a pickle of PyTorch; {_NO_STATE_DICT}")
+    return read_arrays(path)
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"the keys of a state dict are strings; got {name!r}")
+    return name
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    if isinstance(value, Mapping):
+        raise ValueError(
+            f"{name!r} is a {type(value).__name__}, not an array. If this is a checkpoint with a state dict in it, "
+            f"pass that: checkpoint[{name!r}]"
+        )
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        array = np.asarray(value)
+    elif callable(getattr(value, "numpy", None)):
+        array = _of_tensor(name, value)
+    else:
+        raise ValueError(f"{name!r} is a {type(value).__name__}, not an array or tensor; leave it out")
+    if array.dtype == object:
+        raise ValueError(f"{name!r} is an array of Python objects; leave it out")
+    return array
+
+
+def _of_tensor(name: str, tensor: Any) -> np.ndarray:
+    """The numbers of a torch tensor, wherever it is."""
+    try:
+        tensor = tensor.detach().cpu()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype == "bfloat16" or dtype.startswith("float8"):  # NumPy has none of its own; float32 holds each exactly
+            return tensor.float().numpy().astype(jnp.dtype(dtype))
+        return tensor.numpy()
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantized, on `meta` ...
+        raise ValueError(f"{name!r} does not become a NumPy array ({type(error).__name__}: {error})") from error

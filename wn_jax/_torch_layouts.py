@@ -1,0 +1,208 @@
+"""Where the arrays of PyTorch's layers are in Flax's, and in what order their axes: data of a name map.
+
+A layout is written in the notation of einops, PyTorch's axes on the left: `"o i ... -> ... i o"` makes `(out, in,
+spatial)` of a convolution Flax's `(spatial, in, out)`. Read from right to left, it leads back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import einops
+import numpy as np
+
+from wn_jax._node import WeightNorm
+
+LSTM_GATES = "ifgo"  # in PyTorch's order, by Flax's names
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """The place of one array of a state dict in a tree of parameters, and its layout there.
+
+    Arguments:
+        path: the path of the leaf, as `wn_jax.reparameterize` takes it (`"params/conv/kernel"`). A tuple of paths
+            shares the array out along the first axis that the layout gives it, as the gates of an LSTM are.
+        layout: the order of the axes, PyTorch's on the left, as `einops.rearrange` takes it; by default the same.
+        sizes: the sizes of axes that the layout splits, by name: `{"heads": 8}` for `"(heads d) i -> i heads d"`.
+        flip: reverse the spatial axes (PyTorch's third and further), as a transposed convolution needs.
+        add: add it to the other arrays that go to the same leaf, as PyTorch's LSTM has two biases where Flax has one.
+            On the way back the first of them gets the sum, and the others get zeros.
+    """
+
+    path: str | tuple[str, ...]
+    layout: str | None = None
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    flip: bool = False
+    add: bool = False
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the leaves: one, or those that share the array."""
+        return (self.path,) if isinstance(self.path, str) else tuple(self.path)
+
+    def to_flax(self, leaf: Any) -> list[Any]:
+        """The array, or node, as it is at each of `paths`.
+
+        Raises:
+            ValueError: the layout does not fit the shape; the norm of a node is not one over axes of the new layout.
+        """
+        whole = _moved(leaf, lambda array: self._rearranged(_reversed(array) if self.flip else array))
+        if isinstance(self.path, str):
+            return [whole]
+        shared = isinstance(whole, WeightNorm) and -whole.v.ndim in whole.axes
+        count = np.shape(whole.v if isinstance(whole, WeightNorm) else whole)[:1]
+        if count != (len(self.paths),) or shared:
+            raise ValueError(f"the layout {self.layout!r} does not make {len(self.paths)} arrays of it, one a leaf")
+        return [_map(lambda array, i=i: array[i], whole) for i in range(len(self.paths))]
+
+    def to_torch(self, leaves: Sequence[Any]) -> Any:
+        """The array, or node, of PyTorch, from what is at each of `paths`.
+
+        Raises:
+            ValueError: as `to_flax`; or the leaves that make one array differ in shape or axes.
+        """
+        whole = leaves[0]
+        if not isinstance(self.path, str):
+            if len({kind_of(leaf) for leaf in leaves}) > 1:
+                kinds = sorted({str(kind_of(leaf)) for leaf in leaves})
+                raise ValueError(f"one array is made of {', '.join(self.paths)}, which differ: {' and '.join(kinds)}")
+            whole = _map(lambda *arrays: np.stack(arrays), *leaves)
+
+        def move(array: np.ndarray) -> np.ndarray:
+            array = self._rearranged(array, back=True)
+            return _reversed(array) if self.flip else array
+
+        return _moved(whole, move)
+
+    def _rearranged(self, array: np.ndarray, back: bool = False) -> np.ndarray:
+        if self.layout is None:
+            return array
+        ours, _, theirs = self.layout.partition("->")
+        order = f"{theirs.strip()} -> {ours.strip()}" if back else self.layout
+        try:
+            return einops.rearrange(array, order, **self.sizes)
+        except einops.EinopsError as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise ValueError(f"the layout {order!r} does not fit the shape {array.shape}: {reason}") from None
+
+
+Layer = dict[str, Array | None]
+
+
+def linear(path: str) -> Layer:
+    """`torch.nn.Linear` as `nn.Dense` (or `nnx.Linear`) at `path`."""
+    return {"weight": Array(f"{path}/kernel", "o i -> i o"), "bias": Array(f"{path}/bias")}
+
+
+def conv(path: str) -> Layer:
+    """`torch.nn.Conv1d`, `Conv2d` or `Conv3d`, with groups or without, as `nn.Conv` at `path`.
+
+    Flax's padding is `"SAME"` by default; give it PyTorch's, in numbers: `nn.Conv(..., padding=[(p, p)])`.
+    """
+    return {"weight": Array(f"{path}/kernel", "o i ... -> ... i o"), "bias": Array(f"{path}/bias")}
+
+
+def conv_transpose(path: str, transpose_kernel: bool = False, groups: int = 1) -> Layer:
+    """`torch.nn.ConvTranspose1d`, `2d` or `3d` as `nn.ConvTranspose` at `path`.
+
+    The norm stays over the axes that it has in PyTorch (all but the first, of the *inputs*, with the default `dim=0`),
+    so that the weight is equal. PyTorch's padding `p` for a kernel of `k` is `padding=[(k - 1 - p, k - 1 - p)]` here;
+    its `output_padding` is added to the second of these.
+
+    Arguments:
+        path: of the Flax layer.
+        transpose_kernel: as the Flax layer has it.
+        groups: PyTorch's. `nn.ConvTranspose` has none: from 2 on, the layer at `path` is an
+            `nn.Conv(..., strides=1, input_dilation=s, feature_group_count=groups)` for PyTorch's stride `s`. Where a
+            group has several outputs, PyTorch's norm of an input is none over axes of that kernel: `to_flax` says so.
+    """
+    if groups > 1:
+        kernel = Array(f"{path}/kernel", "(groups i) o ... -> ... i (groups o)", {"groups": groups}, flip=True)
+    elif transpose_kernel:
+        kernel = Array(f"{path}/kernel", "i o ... -> ... o i")
+    else:
+        kernel = Array(f"{path}/kernel", "i o ... -> ... i o", flip=True)
+    return {"weight": kernel, "bias": Array(f"{path}/bias")}
+
+
+def embedding(path: str) -> Layer:
+    """`torch.nn.Embedding` as `nn.Embed` at `path`."""
+    return {"weight": Array(f"{path}/embedding")}
+
+
+def norm(path: str) -> Layer:
+    """`torch.nn.LayerNorm`, `GroupNorm` or `RMSNorm` as Flax's at `path`."""
+    return {"weight": Array(f"{path}/scale"), "bias": Array(f"{path}/bias")}
+
+
+def batch_norm(path: str, stats: str) -> Layer:
+    """`torch.nn.BatchNorm1d`, `2d` or `3d` as `nn.BatchNorm`: its parameters at `path`, its statistics at `stats`.
+
+    `num_batches_tracked` has no place in Flax and is left out.
+    """
+    return {
+        **norm(path),
+        "running_mean": Array(f"{stats}/mean"),
+        "running_var": Array(f"{stats}/var"),
+        "num_batches_tracked": None,
+    }
+
+
+def lstm(path: str, layer: int = 0, reverse: bool = False) -> Layer:
+    """One layer and direction of a `torch.nn.LSTM` as an `nn.LSTMCell` or `nn.OptimizedLSTMCell` at `path`.
+
+    Of a deeper LSTM, `lstm("params/cell_0") | lstm("params/cell_1", layer=1)`. The gates are apart in Flax, and the
+    two biases of PyTorch are one.
+    """
+    end = f"l{layer}" + ("_reverse" if reverse else "")
+    sizes = {"gate": len(LSTM_GATES)}
+
+    def gates(side: str, leaf: str, layout: str, add: bool = False) -> Array:
+        return Array(tuple(f"{path}/{side}{gate}/{leaf}" for gate in LSTM_GATES), layout, sizes, add=add)
+
+    return {
+        f"weight_ih_{end}": gates("i", "kernel", "(gate o) i -> gate i o"),
+        f"weight_hh_{end}": gates("h", "kernel", "(gate o) i -> gate i o"),
+        f"bias_ih_{end}": gates("h", "bias", "(gate o) -> gate o", add=True),
+        f"bias_hh_{end}": gates("h", "bias", "(gate o) -> gate o", add=True),
+    }
+
+
+def _moved(leaf: Any, move: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """An array or a node whose axes were moved."""
+    if not isinstance(leaf, WeightNorm):
+        return move(leaf)
+    v = move(leaf.v)
+    # Sizes that say which axes are kept, also where those have size 1: an even number of places, against one.
+    marks = [1 if i - leaf.v.ndim in leaf.axes else 2 * size for i, size in enumerate(leaf.v.shape)]
+    try:
+        g, kept = move(leaf.g), move(np.broadcast_to(np.int8(0), marks)).shape
+        fits = all(size in (1, full) for size, full in zip(g.shape, v.shape, strict=True))
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"its norm runs over the axes {leaf.axes} of {leaf.v.shape}, which is no norm over axes in the other "
+            "layout; wn_jax.reconstruct the tree first, and take the weight as it is"
+        )
+    return WeightNorm(g, v, tuple(i - v.ndim for i, size in enumerate(kept) if size == 1))
+
+
+def _reversed(array: np.ndarray) -> np.ndarray:
+    return np.flip(array, tuple(range(2, array.ndim)))
+
+
+def kind_of(leaf: Any) -> tuple[Any, ...]:
+    """What two leaves must share to make one array."""
+    return ("node", leaf.v.shape, leaf.axes) if isinstance(leaf, WeightNorm) else ("array", leaf.shape)
+
+
+def _map(fn: Any, *leaves: Any) -> Any:
+    """A function of arrays on arrays, or on `g` and on `v` of nodes of the same axes."""
+    first = leaves[0]
+    if not isinstance(first, WeightNorm):
+        return fn(*leaves)
+    return WeightNorm(fn(*(leaf.g for leaf in leaves)), fn(*(leaf.v for leaf in leaves)), first.axes)

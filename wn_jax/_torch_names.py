@@ -1,0 +1,99 @@
+"""The rules of a name map: which names of PyTorch go to which paths, read in either direction."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from wn_jax._torch_layouts import Array
+
+NameMap = Mapping[str, Any]
+"""Names of PyTorch, nested as one likes, to places: an `Array`, a path, or `None` for what is left out."""
+
+_NUMBER = re.compile(r"\{([A-Za-z]\w*)\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A name, in which `{i}` stands for any number, and its place, which has the same numbers."""
+
+    name: str
+    place: Array | None
+
+    def paths(self, name: str) -> list[str] | None:
+        """Where a name goes: to no path where it is left out, and `None` where the rule is not about it."""
+        match = _pattern(self.name).fullmatch(name)
+        if match is None:
+            return None
+        return [_filled(path, match.groupdict()) for path in self.place.paths] if self.place else []
+
+    def names(self, paths: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+        """The names that are made of some of these paths, each with all of its paths, there or not."""
+        if self.place is None:
+            return
+        found = (_pattern(own).fullmatch(path) for own in self.place.paths for path in paths)
+        numbers = {tuple(sorted(match.groupdict().items())) for match in found if match}
+        for chosen in map(dict, sorted(numbers, key=lambda pairs: [int(number) for _, number in pairs])):
+            yield _filled(self.name, chosen), [_filled(path, chosen) for path in self.place.paths]
+
+
+def rules_of(names: NameMap) -> list[Rule]:
+    """The rules of a map.
+
+    Raises:
+        ValueError: a place counts other numbers than its name.
+        TypeError: the map, or a place in it, is something else.
+    """
+    if not isinstance(names, Mapping):
+        raise TypeError(f"a name map is a dict from PyTorch's names to places; got a {type(names).__name__}")
+    rules = list(_rules(names, ""))
+    for rule in rules:
+        for path in rule.place.paths if rule.place else ():
+            ours, theirs = set(_NUMBER.findall(rule.name)), set(_NUMBER.findall(path))
+            if ours != theirs:
+                raise ValueError(
+                    f"{rule.name!r} counts {_braces(ours)}, and its place {path!r} counts {_braces(theirs)}, so keys "
+                    "and leaves would not pair off; use the same numbers on both sides"
+                )
+    return rules
+
+
+def _rules(names: NameMap, prefix: str) -> Iterator[Rule]:
+    for key, place in names.items():
+        if not isinstance(key, str):
+            raise TypeError(f"the keys of a name map are strings; got {key!r}")
+        name = f"{prefix}.{key}" if prefix and key else prefix or key
+        if isinstance(place, Mapping):
+            yield from _rules(place, name)
+        elif place is None or isinstance(place, Array):
+            yield Rule(name, place)
+        elif isinstance(place, str):
+            yield Rule(name, Array(place))
+        else:
+            raise TypeError(
+                f"{name!r} has a {type(place).__name__} for its place; use a path, an Array, a dict or None"
+            )
+
+
+@functools.lru_cache(maxsize=4096)
+def _pattern(template: str) -> re.Pattern[str]:
+    """A template as a regular expression; a number that occurs again must be the same."""
+    pattern, seen = "", set[str]()
+    for i, part in enumerate(_NUMBER.split(template)):
+        if i % 2 == 0:
+            pattern += re.escape(part)
+        else:
+            pattern += rf"(?P={part})" if part in seen else rf"(?P<{part}>\d+)"
+            seen.add(part)
+    return re.compile(pattern)
+
+
+def _filled(template: str, numbers: Mapping[str, str]) -> str:
+    return _NUMBER.sub(lambda match: numbers[match[1]], template)
+
+
+def _braces(numbers: Collection[str]) -> str:
+    return ", ".join(f"{{{number}}}" for number in sorted(numbers)) or "nothing"

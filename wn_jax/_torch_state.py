@@ -1,0 +1,155 @@
+"""State dicts of PyTorch as nested trees with nodes, and back: the two key schemes of weight normalization.
+
+`torch.nn.utils.weight_norm` (old) keeps `weight_g` and `weight_v`, `torch.nn.utils.parametrizations.weight_norm` (new)
+`parametrizations.weight.original0` and `.original1`. Nothing but the shape of `g` says over which axes the norm runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from wn_jax._boxes import unbox
+from wn_jax._node import WeightNorm, is_node
+from wn_jax._saved_leaves import check_has_numbers, is_array
+from wn_jax._torch_arrays import arrays_of
+from wn_jax._torch_pairs import Dims, check_known, find_pairs, node_of
+from wn_jax._transform import flatten_with_keys, leaf_path
+
+Scheme = Literal["new", "old"]
+
+
+def from_state_dict(state: Any, dim: Dims | None = None, plain: Collection[str] = ()) -> dict[str, Any]:
+    """A state dict as a tree, nested at the dots of its names, with a `WeightNorm` node for each normalized weight.
+
+    Nothing is lost: weights keep PyTorch's layout, and `to_state_dict` returns the same numbers under the same names.
+    Both schemes are understood, and any mixture. Of names in the old scheme, `x_g` and `x_v` make a pair only where
+    both are there (VITS has `emb_rel_v` alone).
+
+    Arguments:
+        state: a mapping from names to torch tensors, NumPy or JAX arrays, or the path of a `.safetensors` file.
+        dim: PyTorch's `dim` (the axis that `g` is for) of weights for which the shape of `g` leaves it open, as where
+            a convolution has one output and `g` is `(1, 1, 1)`: one for all of them, or a dict from the weight's name
+            (`'decoder.conv.weight'`). The weight is the same for each.
+        plain: names of weights whose halves stay two plain arrays, as they only look like a pair.
+
+    Returns:
+        Nested dicts of NumPy arrays. They share memory with the tensors, where those are on the CPU: training the
+        PyTorch model further changes them. (`to_flax`, `jax.numpy.array` and `wn_jax.reconstruct` make copies.)
+
+    Raises:
+        ValueError: half of a pair is missing; a weight is there twice, in two schemes or also folded; `g` fits no
+            `dim`, or several; a half is no floating-point array, has NaN or infinity, or another dtype than the other;
+            the file is cut off; a value is no array.
+        TypeError: `state` is neither a mapping of names nor a path.
+        OSError: the file cannot be read.
+
+    >>> state = {"conv.weight_g": np.ones((6, 1, 1)), "conv.weight_v": np.ones((6, 4, 3)), "conv.bias": np.zeros(6)}
+    >>> tree = from_state_dict(state)
+    >>> tree["conv"]["weight"].axes, tree["conv"]["bias"].shape
+    ((-2, -1), (6,))
+    >>> list(to_state_dict(tree))
+    ['conv.bias', 'conv.parametrizations.weight.original0', 'conv.parametrizations.weight.original1']
+    """
+    arrays = arrays_of(state)
+    pairs = find_pairs(arrays, plain)
+    check_known(dim if isinstance(dim, Mapping) else (), pairs)
+    leaves: dict[str, Any] = dict(arrays)
+    for pair in pairs.values():
+        del leaves[pair.g], leaves[pair.v]
+        if pair.weight in leaves:
+            raise ValueError(f"{pair.weight!r} is in the state dict, and so are its halves {pair.g!r} and {pair.v!r}")
+        leaves[pair.weight] = node_of(pair, arrays[pair.g], arrays[pair.v], dim)
+    return nested(leaves)
+
+
+def to_state_dict(tree: Any, scheme: Scheme | Callable[[str], Scheme] = "new") -> dict[str, np.ndarray]:
+    """The state dict of a tree in PyTorch's layout: what `from_state_dict` or `from_flax` returned, trained or not.
+
+    Arguments:
+        tree: nested dicts, or another pytree whose paths are PyTorch's names. Of `wn_jax.reconstruct(tree)`, one gets
+            the state dict of a model without weight normalization.
+        scheme: the names of a node's halves: `"new"` for modules of `torch.nn.utils.parametrizations.weight_norm`
+            (PyTorch 2.0), `"old"` for those of `torch.nn.utils.weight_norm`, or a function of the weight's name that
+            returns one of them. Modules of the new style load both.
+
+    Returns:
+        NumPy arrays of their own, for `torch.from_numpy` or `safetensors.numpy.save_file`. `g` is rounded to the dtype
+        of `v`, as PyTorch keeps both in one.
+
+    Raises:
+        ValueError: a node keeps other axes than one or none (PyTorch's `dim`); two leaves get one name; a leaf is
+            abstract, or no array.
+    """
+    state: dict[str, np.ndarray] = {}
+    for name, leaf in leaves_by_name(tree).items():
+        for half, value in _halves(name, as_numpy(name, leaf), scheme).items():
+            if half in state:
+                raise ValueError(f"two leaves of the tree get the name {half!r}; rename one of them")
+            state[half] = np.array(value, order="C")
+    return state
+
+
+def leaves_by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their names in a state dict: their keys with dots between."""
+    leaves: dict[str, Any] = {}
+    for keys, leaf in flatten_with_keys(tree)[0]:
+        name = ".".join(leaf_path((key,)) for key in keys)
+        if name in leaves:
+            raise ValueError(f"two leaves of the tree get the name {name!r}; rename one of them")
+        leaves[name] = leaf
+    return leaves
+
+
+def as_numpy(name: str, leaf: Any) -> Any:
+    """A leaf, an array or a node, with NumPy arrays in it, which may share memory with it."""
+    if isinstance(leaf, WeightNorm):
+        return dataclasses.replace(leaf, g=as_numpy(f"{name}/g", leaf.g), v=as_numpy(f"{name}/v", leaf.v))
+    value = unbox(leaf)
+    if is_node(value) or not is_array(value):
+        raise ValueError(f"{name!r} is a {type(value).__name__}, not an array; a state dict cannot hold it")
+    check_has_numbers(name, value)
+    return np.asarray(value)
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Dicts in dicts, of leaves whose names have dots."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *modules, last = name.split(".")
+        inner = tree
+        for module in modules:
+            inner = inner.setdefault(module, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"{name!r} is inside of another leaf of the state dict; rename one of them")
+        if last in inner:
+            raise ValueError(f"{name!r} is a leaf, and other leaves of the state dict are inside of it; rename it")
+        inner[last] = leaf
+    return tree
+
+
+def _halves(name: str, leaf: Any, scheme: Scheme | Callable[[str], Scheme]) -> dict[str, np.ndarray]:
+    """The arrays of a leaf by their names in a state dict."""
+    if not isinstance(leaf, WeightNorm):
+        return {name: leaf}
+    g, v = leaf.g, leaf.v
+    kept = [axis for axis in range(v.ndim) if axis - v.ndim not in leaf.axes]
+    if len(kept) > 1:
+        raise ValueError(
+            f"{name!r} has a norm for each place along the axes {kept} of its shape {v.shape}; PyTorch's weight norm "
+            "keeps one axis (dim), or none. wn_jax.reconstruct the tree to export weights"
+        )
+    module, _, weight = name.rpartition(".")
+    dot = "." if module else ""
+    chosen = scheme(name) if callable(scheme) else scheme
+    if chosen == "old":
+        names = [f"{name}_g", f"{name}_v"]
+    elif chosen == "new":
+        names = [f"{module}{dot}parametrizations.{weight}.original{half}" for half in "01"]
+    else:
+        raise ValueError(f"scheme is 'new' or 'old', or a function that returns one of them; got {chosen!r}")
+    g = g.astype(v.dtype).reshape(g.shape if kept else ())
+    return dict(zip(names, (g, v), strict=True))
