@@ -7,7 +7,9 @@ spatial)` of a convolution Flax's `(spatial, in, out)`. Read from right to left,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import einops
@@ -49,7 +51,7 @@ class Array:
         Raises:
             ValueError: the layout does not fit the shape; the norm of a node is not one over axes of the new layout.
         """
-        whole = _moved(leaf, lambda array: self._rearranged(_reversed(array) if self.flip else array))
+        whole = self._rearranged(_reversed(leaf) if self.flip else leaf, self._sides())
         if isinstance(self.path, str):
             return [whole]
         shared = isinstance(whole, WeightNorm) and -whole.v.ndim in whole.axes
@@ -70,23 +72,54 @@ class Array:
                 kinds = sorted({str(kind_of(leaf)) for leaf in leaves})
                 raise ValueError(f"one array is made of {', '.join(self.paths)}, which differ: {' and '.join(kinds)}")
             whole = _map(lambda *arrays: np.stack(arrays), *leaves)
+        whole = self._rearranged(whole, self._sides()[::-1])
+        return _reversed(whole) if self.flip else whole
 
-        def move(array: np.ndarray) -> np.ndarray:
-            array = self._rearranged(array, back=True)
-            return _reversed(array) if self.flip else array
+    def _sides(self) -> tuple[str, ...]:
+        """PyTorch's side of the layout, and Flax's; none where the order stays."""
+        return tuple(side.strip() for side in self.layout.split("->")) if self.layout else ()
 
-        return _moved(whole, move)
+    def _rearranged(self, leaf: Any, sides: tuple[str, ...]) -> Any:
+        if not sides:
+            return leaf
+        if not isinstance(leaf, WeightNorm):
+            return self._array_rearranged(leaf, sides)
+        v = self._array_rearranged(leaf.v, sides)
+        axes = self._moved_axes(leaf, sides, v.ndim)
+        # Along its reduced axes, g is the same everywhere, and may be cut back to one place after the move.
+        g = self._array_rearranged(np.broadcast_to(leaf.g, leaf.v.shape), sides)
+        return WeightNorm(g[tuple(slice(1 if i - v.ndim in axes else None) for i in range(v.ndim))], v, axes)
 
-    def _rearranged(self, array: np.ndarray, back: bool = False) -> np.ndarray:
-        if self.layout is None:
-            return array
-        ours, _, theirs = self.layout.partition("->")
-        order = f"{theirs.strip()} -> {ours.strip()}" if back else self.layout
+    def _moved_axes(self, leaf: WeightNorm, sides: tuple[str, ...], ndim: int) -> tuple[int, ...]:
+        """The reduction axes of a node whose axes are moved to an array of `ndim`."""
+        shape = leaf.v.shape
+        before, after = (_axis_names(side, rank) for side, rank in zip(sides, (len(shape), ndim), strict=True))
+        sizes = dict(self.sizes)
+        for names, size in zip(before, shape, strict=True):
+            for name in [name for name in names if name not in sizes]:  # einops saw to it that there is at most one
+                sizes[name] = size // math.prod(sizes[other] for other in names if other != name)
+        kept = {name for i, names in enumerate(before) if i - len(shape) not in leaf.axes for name in names}
+        kept = {name for name in kept if sizes[name] > 1} or kept  # a size of 1 counts only where there is no other
+        reduced = []
+        for i, names in enumerate(after):
+            if kept.isdisjoint(names):
+                reduced.append(i - ndim)
+            elif any(sizes[name] > 1 for name in set(names) - kept):
+                raise ValueError(
+                    f"has a norm over the axes {leaf.axes} of {shape}, which is no norm over axes in the layout "
+                    f"{sides[1]!r}; wn_jax.reconstruct the tree first, and take the weight as it is"
+                )
+        return tuple(reduced)
+
+    def _array_rearranged(self, array: np.ndarray, sides: tuple[str, ...]) -> np.ndarray:
+        layout = " -> ".join(sides)
         try:
-            return einops.rearrange(array, order, **self.sizes)
+            return einops.rearrange(array, layout, **self.sizes)
         except einops.EinopsError as error:
             reason = str(error).strip().splitlines()[-1].strip()
-            raise ValueError(f"the layout {order!r} does not fit the shape {array.shape}: {reason}") from None
+            raise ValueError(
+                f"has the shape {array.shape}, which the layout {layout!r} does not fit: {reason}"
+            ) from None
 
 
 Layer = dict[str, Array | None]
@@ -171,28 +204,17 @@ def lstm(path: str, layer: int = 0, reverse: bool = False) -> Layer:
     }
 
 
-def _moved(leaf: Any, move: Callable[[np.ndarray], np.ndarray]) -> Any:
-    """An array or a node whose axes were moved."""
-    if not isinstance(leaf, WeightNorm):
-        return move(leaf)
-    v = move(leaf.v)
-    # Sizes that say which axes are kept, also where those have size 1: an even number of places, against one.
-    marks = [1 if i - leaf.v.ndim in leaf.axes else 2 * size for i, size in enumerate(leaf.v.shape)]
-    try:
-        g, kept = move(leaf.g), move(np.broadcast_to(np.int8(0), marks)).shape
-        fits = all(size in (1, full) for size, full in zip(g.shape, v.shape, strict=True))
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"its norm runs over the axes {leaf.axes} of {leaf.v.shape}, which is no norm over axes in the other "
-            "layout; wn_jax.reconstruct the tree first, and take the weight as it is"
-        )
-    return WeightNorm(g, v, tuple(i - v.ndim for i, size in enumerate(kept) if size == 1))
+def _axis_names(side: str, ndim: int) -> list[list[str]]:
+    """The names that each axis of an array has in a side of a layout."""
+    parts = re.findall(r"\([^)]*\)|\S+", side)
+    dots = [[f"... {i}"] for i in range(ndim - len(parts) + 1)]
+    names = [dots if part == "..." else [part.strip("()").split()] for part in parts]
+    return [name for group in names for name in group]
 
 
-def _reversed(array: np.ndarray) -> np.ndarray:
-    return np.flip(array, tuple(range(2, array.ndim)))
+def _reversed(leaf: Any) -> Any:
+    """An array or node whose spatial axes run the other way."""
+    return _map(lambda array: np.flip(array, tuple(range(2, array.ndim))), leaf)
 
 
 def kind_of(leaf: Any) -> tuple[Any, ...]:

@@ -137,7 +137,7 @@ def _halves(name: str, leaf: Any, scheme: Scheme | Callable[[str], Scheme]) -> d
         return {name: leaf}
     g, v = leaf.g, leaf.v
     kept = [axis for axis in range(v.ndim) if axis - v.ndim not in leaf.axes]
-    if len(kept) > 1:
+    if sum(g.shape[axis] > 1 for axis in kept) > 1:
         raise ValueError(
             f"{name!r} has a norm for each place along the axes {kept} of its shape {v.shape}; PyTorch's weight norm "
             "keeps one axis (dim), or none. wn_jax.reconstruct the tree to export weights"
