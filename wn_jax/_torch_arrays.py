@@ -63,7 +63,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     elif callable(getattr(value, "numpy", None)):
         array = _of_tensor(name, value)
     else:
-        raise ValueError(f"{name!r} is a {type(value).__name__}, not an array or tensor; leave it out")
+        raise ValueError(f"{name!r} is no array or tensor, but of type {type(value).__name__}; leave it out")
     if array.dtype == object:
         raise ValueError(f"{name!r} is an array of Python objects; leave it out")
     return array

@@ -40,6 +40,10 @@ class Array:
     flip: bool = False
     add: bool = False
 
+    def __post_init__(self) -> None:
+        if self.layout is not None and self.layout.count("->") != 1:
+            raise ValueError(f"the layout {self.layout!r} has no '->' in it, once; write it as in 'o i -> i o'")
+
     @property
     def paths(self) -> tuple[str, ...]:
         """The paths of the leaves: one, or those that share the array."""

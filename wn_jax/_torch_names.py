@@ -74,7 +74,7 @@ def _rules(names: NameMap, prefix: str) -> Iterator[Rule]:
             yield Rule(name, Array(place))
         else:
             raise TypeError(
-                f"{name!r} has a {type(place).__name__} for its place; use a path, an Array, a dict or None"
+                f"the place of {name!r} is of type {type(place).__name__}; use a path, an Array, a dict or None"
             )
 
 

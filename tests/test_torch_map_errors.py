@@ -1,0 +1,259 @@
+"""What is wrong with a map of names or a target is said: which key or leaf, why, and what to do."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import wn_jax as wn
+from tests.messages import pattern
+from wn_jax.torch import Array, conv, from_flax, from_state_dict, linear, to_flax, to_state_dict
+
+RNG = np.random.default_rng(0)
+
+
+def numbers(*shape):
+    return RNG.standard_normal(shape, np.float32)
+
+
+def without(state, key):
+    return {name: value for name, value in state.items() if not name.endswith(key)}
+
+
+# A checkpoint of two layers, and the Flax tree that it belongs to.
+STATE = {
+    "encoder.0.weight_g": numbers(6, 1, 1),
+    "encoder.0.weight_v": numbers(6, 4, 3),
+    "encoder.0.bias": numbers(6),
+    "head.weight": numbers(2, 6),
+    "head.bias": numbers(2),
+    "steps": np.array(7),
+}
+TARGET = {
+    "conv_0": {"kernel": jnp.zeros((3, 4, 6)), "bias": jnp.zeros(6)},
+    "head": {"kernel": jnp.zeros((6, 2)), "bias": jnp.zeros(2)},
+}
+NAMES = {"encoder.{i}": conv("conv_{i}"), "head": linear("head"), "steps": None}
+
+
+def changed(tree, *path, to):
+    """A copy of nested dicts with another leaf; `None` takes it out."""
+    key, *rest = path
+    if rest:
+        return {**tree, key: changed(tree[key], *rest, to=to)}
+    return {k: v for k, v in tree.items() if k != key} | ({} if to is None else {key: to})
+
+
+NODE = {
+    axes: changed(TARGET, "conv_0", "kernel", to=wn.WeightNorm.from_weight(jnp.ones((3, 4, 6)), axes))
+    for axes in ((-3, -2), (-2,), (-3, -2, -1))
+}
+
+
+def test_the_map_of_these_tests_fits():
+    params = to_flax(from_state_dict(STATE), TARGET, NAMES)
+    np.testing.assert_array_equal(params["head"]["kernel"], STATE["head.weight"].T)
+    assert to_flax(from_state_dict(STATE), NODE[-3, -2], NAMES)["conv_0"]["kernel"].axes == (-3, -2)
+    assert to_state_dict(from_flax(params, NAMES), "old").keys() == STATE.keys() - {"steps"}
+
+
+@pytest.mark.parametrize(
+    ("state", "target", "names", "words"),
+    [
+        (
+            STATE,
+            TARGET,
+            {"encoder.{i}": conv("conv_{i}")},
+            "keys without a place in the map (None leaves them out): 'head.bias', 'head.weight', 'steps'; leaves of "
+            "the target that get nothing: 'head/bias', 'head/kernel'",
+        ),
+        (
+            STATE,
+            TARGET,
+            changed(NAMES, "encoder.{i}", to=conv("cnov_{i}")),
+            "'encoder.0.weight' goes to 'cnov_0/kernel', which the target does not have (did you mean 'conv_0/kernel'",
+        ),
+        (without(STATE, "head.bias"), TARGET, NAMES, "leaves of the target that get nothing: 'head/bias'"),
+        (
+            STATE,
+            TARGET,
+            changed(NAMES, "head", "bias", to=Array("conv_0/bias")),
+            "two keys go to 'conv_0/bias': 'encoder.0.bias' and 'head.bias'; mend the map",
+        ),
+        (
+            STATE,
+            TARGET,
+            changed(NAMES, "encoder.{i}", to=conv("conv_0")),
+            "'encoder.{i}.weight' counts {i}, and its place 'conv_0/kernel' counts nothing",
+        ),
+        (
+            STATE,
+            TARGET,
+            NAMES | {"encoder.0.bias": "conv_0/bias"},
+            "'encoder.0.bias' has two places in the map: as 'encoder.{i}.bias' and 'encoder.0.bias'",
+        ),
+        (
+            STATE,
+            TARGET,
+            changed(NAMES, "head", to={"weight": "head/kernel", "bias": "head/bias"}),
+            "'head.weight', for 'head/kernel', has the shape (2, 6) in Flax's layout, where the target has (6, 2): it "
+            "fits only transposed, its axes in the order (1, 0)",
+        ),
+        (
+            STATE,
+            changed(TARGET, "conv_0", "kernel", to=jnp.zeros((3, 6, 4))),
+            NAMES,
+            "'encoder.0.weight', for 'conv_0/kernel', has the shape (3, 4, 6) .* fits only transposed",
+        ),
+        (
+            STATE,
+            changed(TARGET, "conv_0", "kernel", to=jnp.zeros((5, 4, 6))),
+            NAMES,
+            "'encoder.0.weight', for 'conv_0/kernel', has the shape (3, 4, 6) in Flax's layout, where .* has (5, 4, 6)",
+        ),
+        (
+            STATE,
+            NODE[-2,],
+            NAMES,
+            "'encoder.0.weight', for 'conv_0/kernel', has a norm over the axes (-3, -2) .* (-2,)",
+        ),
+        (STATE, NODE[-3, -2, -1], NAMES, "has a norm over the axes (-3, -2) .* over (-3, -2, -1) in the target"),
+        (
+            to_state_dict(wn.reconstruct(from_state_dict(STATE))),
+            NODE[-3, -2],
+            NAMES,
+            "'encoder.0.weight', for 'conv_0/kernel', is a plain weight in the checkpoint and a node in the target",
+        ),
+        (
+            STATE,
+            TARGET,
+            changed(NAMES, "head", "weight", to=Array("head/kernel", "o i k -> i o k")),
+            "'head.weight' has the shape (2, 6), which the layout 'o i k -> i o k' does not fit",
+        ),
+        (
+            STATE | {"head.bias": np.ones(2, int)},
+            TARGET,
+            NAMES,
+            "'head.bias', for 'head/bias', is int64 in the checkpoint, where the target has float32; cast one of them",
+        ),
+        (
+            STATE | {"head.bias": np.full(2, 1e6, np.float32)},
+            changed(TARGET, "head", "bias", to=jnp.zeros(2, jnp.float16)),
+            NAMES,
+            "'head.bias', for 'head/bias', has numbers that float16, the target's dtype, cannot hold",
+        ),
+        (
+            STATE | {"steps": np.array(2**40)},
+            TARGET | {"steps": jnp.array(0, jnp.int32)},
+            changed(NAMES, "steps", to="steps"),
+            "'steps', for 'steps', has numbers that int32",
+        ),
+        (
+            STATE,
+            TARGET,
+            changed(NAMES, "head", "bias", to=Array("conv_0/bias", add=True)),
+            "two keys go to 'conv_0/bias'",
+        ),
+        (
+            STATE,
+            changed(TARGET, "head", "bias", to=None),
+            {
+                "encoder.{i}.weight": conv("conv_{i}")["weight"],
+                "encoder.{i}.bias": Array("conv_{i}/bias", add=True),
+                "head": {"weight": linear("head")["weight"], "bias": Array("conv_0/bias", add=True)},
+                "steps": None,
+            },
+            "'encoder.0.bias' and 'head.bias' are added for 'conv_0/bias', but are no arrays of one shape",
+        ),
+        (
+            STATE,
+            TARGET,
+            changed(NAMES, "head", "weight", to=Array(("a", "b", "c"), "o i -> o i")),
+            "'head.weight' .*the layout 'o i -> o i' does not make 3 arrays of it",
+        ),
+        (
+            STATE,
+            TARGET,
+            changed(
+                NAMES, "encoder.{i}", "weight", to=Array(("a{i}", "b{i}"), "(half o) i k -> k o half i", {"half": 2})
+            ),
+            "'encoder.0.weight' .*does not make 2 arrays of it",
+        ),
+        (
+            STATE,
+            TARGET | {"a": {"b": 1.0 * jnp.ones(1)}, "a/b": jnp.ones(1)},
+            NAMES,
+            "two leaves of the target .*'a/b'",
+        ),
+    ],
+)
+def test_a_map_or_a_target_that_does_not_fit(state, target, names, words):
+    with pytest.raises(ValueError, match=pattern(words)):
+        to_flax(from_state_dict(state), target, names)
+
+
+def test_a_layout_without_an_arrow():
+    with pytest.raises(ValueError, match=pattern("the layout 'o i, i o' has no '->' in it, once")):
+        Array("head/kernel", "o i, i o")
+
+
+def test_halves_that_were_not_made_nodes():
+    with pytest.raises(ValueError, match=pattern("'encoder.0.weight_g'.*to_flax(from_state_dict(state), ...)")):
+        to_flax(STATE, TARGET, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([("a", "b")], "a name map is a dict from PyTorch's names to places; got a list"),
+        ({"a": 3}, "the place of 'a' is of type int; use a path, an Array, a dict or None"),
+        ({3: "a"}, "the keys of a name map are strings; got 3"),
+    ],
+)
+def test_what_is_no_map(names, words):
+    with pytest.raises(TypeError, match=pattern(words)):
+        to_flax(from_state_dict(STATE), TARGET, names)
+
+
+GATES = Array(("conv_0/kernel", "conv_1/kernel"), "(gate o) i -> gate i o", {"gate": 2})
+
+
+@pytest.mark.parametrize(
+    ("params", "names", "words"),
+    [
+        (
+            TARGET,
+            {"head": linear("head")},
+            "these leaves of params have no place in the map: 'conv_0/bias', 'conv_0/kernel'",
+        ),
+        (TARGET, NAMES | {"again": "head/bias"}, "'again', .* has 'head/bias', which has another place .*'head.bias'"),
+        (
+            {"conv_0": {"kernel": jnp.ones((3, 2))}},
+            {"w": GATES},
+            "'w', .* needs 'conv_1/kernel', which params does not",
+        ),
+        (
+            {"conv_0": {"kernel": jnp.ones((3, 2))}, "conv_1": {"kernel": jnp.ones((4, 2))}},
+            {"w": GATES},
+            "'w', made of 'conv_0/kernel', 'conv_1/kernel', one array is made of .* which differ: ('array', (3, 2))",
+        ),
+        (
+            {"a": jnp.ones(2), "b": jnp.ones(2)},
+            {"": {"w": "a"}, "w": "b"},
+            "'w' is made of 'b', and of other leaves too",
+        ),
+    ],
+)
+def test_a_tree_that_the_map_does_not_lead_back(params, names, words):
+    with pytest.raises(ValueError, match=pattern(words)):
+        from_flax(params, names)
+
+
+def test_the_result_shares_no_memory_with_the_checkpoint():
+    state = {key: np.array(value) for key, value in STATE.items()}
+    params = to_flax(from_state_dict(state), TARGET, NAMES)
+    for value in state.values():
+        value[...] = 0
+    np.testing.assert_array_equal(
+        params["conv_0"]["kernel"].v, np.moveaxis(STATE["encoder.0.weight_v"], 0, 1).T.swapaxes(1, 2)
+    )
+    np.testing.assert_array_equal(params["head"]["bias"], STATE["head.bias"])
