@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -15,17 +14,14 @@ from experiments.conditioning.along import Along
 from experiments.config import Experiment
 from experiments.data.fetch import fetch
 from experiments.errors import ConfigError, RunError
+from experiments.options import ConfigFile, Out, Settings, new_folder
 from experiments.run_folder import RunFolder, check
 from experiments.terminal import about_config, console, interruptible, progress_bar, user_errors
+from experiments.vocoder.command import vocoder
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app.command("vocoder")(vocoder)
 
-ConfigFile = Annotated[Path, typer.Argument(help="The experiment's TOML file.", metavar="CONFIG")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Change a key of the file: a.b=value. May be repeated.", metavar="KEY=VALUE"),
-]
-Out = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME-DATE-TIME.", metavar="FOLDER")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --out from its newest checkpoint, or begin it.")
 ]
@@ -201,7 +197,7 @@ def _execute(
 ) -> None:
     if resume and out is None:
         raise ConfigError("--resume needs the run folder: --out FOLDER")
-    path = out or Path("runs") / f"{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = out or new_folder(experiment.name)
     check(path, experiment, resume)  # before what takes long
     with about_config(config_file):
         along = Along(experiment) if then_measure else None

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import pydantic
 
@@ -30,13 +30,7 @@ def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
     Raises:
         ConfigError: the file is missing or no TOML, or a key or value is not allowed.
     """
-    source = str(path)
-    raw = _read(Path(path))
-    for setting in settings:
-        try:
-            _apply(raw, setting)
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from None
+    source, raw = str(path), _with_settings(Path(path), settings)
     header: dict[str, Any] = {key: raw.pop(key) for key in ("name", "conditioning") if key in raw}
     overrides = raw.pop("arms", {})
     if not isinstance(overrides, dict) or not all(isinstance(override, dict) for override in overrides.values()):
@@ -47,6 +41,14 @@ def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
     if len({arm.train for arm in arms.values()}) > 1:
         raise ConfigError(f"{source}: an arm overrides a key of [train]; arms are compared at the same steps and seeds")
     return _checked(Experiment, {**header, "arms": arms or {"base": base}}, source, {})
+
+
+AnyTable = TypeVar("AnyTable", bound=Table)
+
+
+def load_table(table: type[AnyTable], path: Path | str, settings: Iterable[str] = ()) -> AnyTable:
+    """Read and check a config file that is one table, without arms. Arguments and errors are those of `load`."""
+    return _checked(table, _with_settings(Path(path), settings), str(path), {})
 
 
 def select(experiment: Experiment, arms: Iterable[str]) -> Experiment:
@@ -68,6 +70,17 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     base = functools.reduce(_common, arms.values())
     header = experiment.model_dump(mode="json", exclude={"arms"}, exclude_none=True)
     return {**header, **base, "arms": {name: _rest(arm, base) for name, arm in arms.items()}}
+
+
+def _with_settings(path: Path, settings: Iterable[str]) -> dict[str, Any]:
+    """A file's content with the changes made to it."""
+    raw = _read(path)
+    for setting in settings:
+        try:
+            _apply(raw, setting)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    return raw
 
 
 def _read(path: Path) -> dict[str, Any]:

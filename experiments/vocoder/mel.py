@@ -1,0 +1,60 @@
+"""Log-mel spectrograms, as the published HiFi-GAN computes them, in JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.vocoder.config import VocoderConfig
+
+_SMALLEST = 1e-5  # what a logarithm is taken of, at least
+_LINEAR_UP_TO, _HERTZ_A_MEL, _MELS_AN_E_FOLD = 1000.0, 200 / 3, 27 / np.log(6.4)  # Slaney's Auditory Toolbox
+
+
+def log_mel(config: VocoderConfig) -> Callable[[jax.Array], jax.Array]:
+    """A function from waveforms (batch, samples) to log-mel spectrograms (batch, samples // hop length, mels).
+
+    Amplitudes, not powers, of Hann windows that lie around their frames (the ends are mirrored), in the triangles of
+    Slaney's mel scale, each divided by its width. So it is in librosa by default, and in the published code.
+    """
+    n_fft, hop = config.mel.n_fft, config.generator.hop_length
+    before = (n_fft - hop) // 2
+    after = n_fft - hop - before
+    window = jnp.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft), jnp.float32)
+    filters = jnp.asarray(mel_filters(config), jnp.float32)
+    scale = 1.0 if config.mel.log == "natural" else 1 / np.log(10)
+
+    def spectrogram(waveform: jax.Array) -> jax.Array:
+        padded = jnp.pad(waveform, ((0, 0), (before, after)), mode="reflect")
+        starts = np.arange(waveform.shape[-1] // hop) * hop
+        frames = padded[:, starts[:, None] + np.arange(n_fft)] * window
+        spectrum = jnp.fft.rfft(frames)
+        amplitudes = jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9)  # as published; so 0 has a gradient
+        return jnp.log(jnp.maximum(amplitudes @ filters, _SMALLEST)) * scale
+
+    return spectrogram
+
+
+def mel_filters(config: VocoderConfig) -> np.ndarray:
+    """The triangles, (n_fft // 2 + 1, mels): each from the centre of the one before to that of the next."""
+    low, high = _to_mels(np.array([config.mel.fmin, config.mel.fmax]))
+    corners = _to_hertz(np.linspace(low, high, config.generator.model_in_dim + 2))
+    frequencies = np.linspace(0, config.mel.sampling_rate / 2, config.mel.n_fft // 2 + 1)[:, None]
+    low, centre, high = corners[:-2], corners[1:-1], corners[2:]
+    rising, falling = (frequencies - low) / (centre - low), (high - frequencies) / (high - centre)
+    return np.maximum(0, np.minimum(rising, falling)) * 2 / (high - low)
+
+
+def _to_mels(hertz: np.ndarray) -> np.ndarray:
+    """Linear up to 1 kHz, logarithmic above."""
+    above = _LINEAR_UP_TO / _HERTZ_A_MEL + _MELS_AN_E_FOLD * np.log(np.maximum(hertz, _LINEAR_UP_TO) / _LINEAR_UP_TO)
+    return np.where(hertz < _LINEAR_UP_TO, hertz / _HERTZ_A_MEL, above)
+
+
+def _to_hertz(mels: np.ndarray) -> np.ndarray:
+    corner = _LINEAR_UP_TO / _HERTZ_A_MEL
+    above = _LINEAR_UP_TO * np.exp((np.maximum(mels, corner) - corner) / _MELS_AN_E_FOLD)
+    return np.where(mels < corner, mels * _HERTZ_A_MEL, above)

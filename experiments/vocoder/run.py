@@ -1,0 +1,133 @@
+"""The whole way of a vocoder: port, train, fold, export, and files that one can hear and see."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tomli_w
+
+import wn_jax as wn
+from experiments import files
+from experiments.environment import environment
+from experiments.errors import ConfigError, RunError
+from experiments.vocoder import checkpoint, picture, sound
+from experiments.vocoder.config import VocoderConfig
+from experiments.vocoder.hifigan import Generator
+from experiments.vocoder.mel import log_mel
+from experiments.vocoder.tuning import mel_loss, tune
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The mel loss before and after training; how far the folded and the exported generator are from the live one."""
+
+    before: float
+    after: float
+    folded_apart: float
+    exported_apart: float
+
+
+def run(config: VocoderConfig, source: Path | None, out: Path, on_step: Callable[[int, float], None]) -> Result:
+    """Load a generator, train it, and write everything to the folder `out`; `on_step` gets each step and its loss.
+
+    Without a checkpoint `source`, one of random weights is made, as PyTorch would write it.
+
+    Raises:
+        ConfigError: the folder or the checkpoint cannot be used. Nothing was written then.
+        RunError: training diverged, or a file could not be written.
+    """
+    check_folder(out)
+    ported = None if source is None else checkpoint.load(config.generator, source)
+    target = _target(config)
+    mel = jax.jit(log_mel(config))(target[None])
+    live, loss = jax.jit(wn.wrap(Generator(config.generator).apply)), jax.jit(mel_loss(config))
+    try:
+        files.write(out / "config.toml", tomli_w.dumps(config.model_dump(mode="json")))
+        files.write(out / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        if ported is None:
+            ported = checkpoint.load(config.generator, _random_checkpoint(config, out))
+        trained = _trained(config, ported, mel, out, on_step)
+        before, after = live(ported, mel), live(trained, mel)
+        _write_sounds(config, {"target": target, "before": before[0], "after": after[0]}, out)
+        apart = _write_served(config, trained, mel, after, out)
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written to: {error}") from None
+    return Result(float(loss(ported, mel)), float(loss(trained, mel)), *apart)
+
+
+def check_folder(path: Path) -> None:
+    """That a new run can be written to this folder.
+
+    Raises:
+        ConfigError: it has something in it, or is none.
+    """
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path}: already exists and is not an empty folder; choose another one with --out")
+    except OSError as error:
+        raise ConfigError(f"{path}: the folder cannot be used: {error}; choose another one with --out") from None
+
+
+def export(generator: Generator, plain: Any) -> bytes:
+    """The folded generator as StableHLO, for any number of sounds and of frames, on CPU, CUDA and TPU."""
+    shape = jax.export.symbolic_shape(f"batch, frames, {generator.config.model_in_dim}")
+    function = jax.jit(lambda mel: generator.apply(plain, mel))
+    exported = jax.export.export(function, platforms=("cpu", "cuda", "tpu"))
+    return bytes(exported(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize())
+
+
+def _random_checkpoint(config: VocoderConfig, out: Path) -> Path:
+    """A checkpoint of random weights, in a file."""
+    path = out / "checkpoint.safetensors"
+    files.write(path, safetensors.numpy.save(checkpoint.random_state_dict(config.generator, config.tuning.seed)))
+    return path
+
+
+def _target(config: VocoderConfig) -> np.ndarray:
+    """The sound, of whole frames."""
+    hop, rate = config.generator.hop_length, config.mel.sampling_rate
+    return sound.chord(config.tuning.seconds, rate, int(config.tuning.seconds * rate) // hop * hop)
+
+
+def _trained(
+    config: VocoderConfig, variables: Any, mel: jax.Array, out: Path, on_step: Callable[[int, float], None]
+) -> Any:
+    """The variables after training; the losses on the way go into a file."""
+    records = []
+    for step, loss, new in tune(config, variables, mel):
+        on_step(step, loss)
+        variables = new
+        if step % config.tuning.record_every == 0:
+            records.append(json.dumps({"step": step, "mel_loss": loss}) + "\n")
+    files.write(out / "metrics.jsonl", "".join(records))
+    return variables
+
+
+def _write_sounds(config: VocoderConfig, sounds: dict[str, Any], out: Path) -> None:
+    """WAV files, and a picture of the log-mel spectrograms."""
+    spectrogram, rate = jax.jit(log_mel(config)), config.mel.sampling_rate
+    for name, waveform in sounds.items():
+        files.write(out / f"{name}.wav", sound.wav(np.asarray(waveform), rate))
+    mels = {name: np.asarray(spectrogram(jnp.asarray(waveform)[None])[0]) for name, waveform in sounds.items()}
+    files.write(out / "spectrograms.png", picture.spectrograms(mels, len(sounds["target"]) / rate))
+
+
+def _write_served(config: VocoderConfig, variables: Any, mel: jax.Array, live: jax.Array, out: Path) -> list[float]:
+    """The generator as PyTorch's state dicts, live and folded, and as StableHLO; how far the last two are from live."""
+    generator, plain = Generator(config.generator), wn.reconstruct(variables)
+    for name, tree in (("generator", variables), ("generator-folded", plain)):
+        state = checkpoint.state_dict(config.generator, tree)
+        files.write(out / f"{name}.safetensors", safetensors.numpy.save(state))
+    exported = export(generator, plain)
+    files.write(out / "generator.stablehlo", exported)
+    folded, served = jax.jit(generator.apply)(plain, mel), jax.export.deserialize(bytearray(exported)).call(mel)
+    return [float(jnp.max(jnp.abs(waveform - live))) for waveform in (folded, served)]
