@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_blocks_run_in_order():
     names = run("README.md")
-    assert len(blocks("README.md")) == 4
+    assert len(blocks("README.md")) == 5
     assert names["logits"].shape == (32, 10)
     assert names["y"].shape == (4, 3)
     assert len([line for line in blocks("README.md")[0].splitlines() if line.strip()]) <= 20
