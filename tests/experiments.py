@@ -1,7 +1,9 @@
 """What tests of the experiments share: a tiny experiment on real digits, and the command line."""
 
+import os
 from pathlib import Path
 
+import filelock
 from typer.testing import CliRunner
 
 from experiments import cli, toml_file
@@ -16,6 +18,20 @@ TINY = [
 
 def invoke(*args):
     return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+def run_once(tmp_path_factory, name, *args):
+    """The folder that a command writes, and what it prints: run once, also where several processes share the tests."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, output = shared / name, shared / f"{name}.txt"
+    with filelock.FileLock(shared / f"{name}.lock"):
+        if not output.exists():
+            result = invoke(*args, "--out", folder)
+            assert result.exit_code == 0, result.output
+            output.write_text(result.output)
+    return folder, output.read_text()
 
 
 def settings(*changes):

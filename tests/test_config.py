@@ -9,7 +9,8 @@ from experiments import toml_file
 from experiments.errors import ConfigError
 from tests.experiments import DIGITS, ROOT, fails
 
-CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+# Those of experiments with arms; the vocoder's is read in test_vocoder_run.
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.toml") if path.stem != "vocoder")
 
 
 def write(file, text):

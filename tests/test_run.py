@@ -14,17 +14,14 @@ import tomli_w
 
 from experiments import arm, data, interrupt, toml_file, training
 from experiments.run_folder import read_records
-from tests.experiments import DIGITS, ROOT, TINY, arm_config, fails, invoke, settings
+from tests.experiments import DIGITS, ROOT, TINY, arm_config, fails, invoke, run_once, settings
 
 ARMS = ("plain", "weight_norm", "weight_norm_mean_only", "mean_only", "batch_norm")
 
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    result = invoke("compare", DIGITS, "--out", out, *settings())
-    assert result.exit_code == 0, result.output
-    return out, result.output
+    return run_once(tmp_path_factory, "tiny", "compare", DIGITS, *settings())
 
 
 def test_a_run_writes_everything_that_it_took(finished_run):

@@ -117,6 +117,13 @@ LAYERS = {
         (2, 7, 6),
         {0: (-3,), 2: (-2, -1)},
     ),
+    "conv_transpose1d_dilated": (
+        lambda: torch.nn.ConvTranspose1d(4, 6, 5, stride=2, padding=1, dilation=3),
+        nn.ConvTranspose(6, (5,), (2,), [(3 * 4 - 1, 3 * 4 - 1)], kernel_dilation=(3,)),
+        conv_transpose("params"),
+        (2, 7, 4),
+        {0: (-3, -1)},
+    ),
     "heads": (
         lambda: torch.nn.Linear(7, 6, bias=False),
         nn.DenseGeneral((2, 3), use_bias=False),
@@ -219,6 +226,45 @@ def test_an_lstm_gate_by_gate(normalized):
         np.testing.assert_array_equal(again[f"rnn.bias_{side}_l1"], value.numpy())
     layer.load_state_dict({key.removeprefix("rnn."): torch.from_numpy(value) for key, value in again.items()})
     np.testing.assert_allclose(layer(torch.from_numpy(x))[0].detach().numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_lstm_of_both_directions():
+    class Both(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            cells = [nn.OptimizedLSTMCell(5, name=name) for name in ("forth", "back")]
+            return nn.Bidirectional(*map(nn.RNN, cells))(x)
+
+    torch.manual_seed(0)
+    layer = torch.nn.LSTM(3, 5, bidirectional=True, batch_first=True)
+    x = np.random.default_rng(0).standard_normal((2, 6, 3), np.float32)
+    target = jax.eval_shape(Both().init, jax.random.key(0), x)
+    names = lstm("params/forth") | lstm("params/back", reverse=True)
+    params = to_flax(from_state_dict(layer.state_dict()), target, names)
+    expected = layer(torch.from_numpy(x))[0].detach().numpy()
+    np.testing.assert_allclose(Both().apply(params, x), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_goes_there_and_back_exactly(dtype):
+    torch.manual_seed(0)
+    layer = parametrizations.weight_norm(torch.nn.Conv1d(4, 6, 3)).to(getattr(torch, dtype))
+    tree, names = from_state_dict(layer.state_dict()), conv("")
+    target = {"kernel": jnp.zeros((3, 4, 6), dtype), "bias": jnp.zeros(6, dtype)}
+    params = to_flax(tree, target, names)
+    assert (params["kernel"].g.dtype, params["kernel"].v.dtype) == (jnp.float32, dtype)
+    again, before = to_state_dict(from_flax(params, names)), to_state_dict(tree)
+    assert all(np.array_equal(again[key], before[key]) for key in before)
+
+
+def test_boxes_and_shardings_are_the_targets():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    kernel = nn.Partitioned(jax.ShapeDtypeStruct((3, 2), jnp.float32, sharding=spec), names=(None, "x"))
+    layer = parametrizations.weight_norm(torch.nn.Linear(3, 2, bias=False))
+    node = to_flax(from_state_dict(layer.state_dict()), {"kernel": kernel}, linear(""))["kernel"]
+    assert node.g.names == node.v.names == (None, "x")
+    assert node.g.value.sharding == node.v.value.sharding == spec
 
 
 def test_embeddings_and_norms():

@@ -1,5 +1,6 @@
 """What is wrong with a map of names or a target is said: which key or leaf, why, and what to do."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_the_map_of_these_tests_fits():
             STATE,
             TARGET,
             NAMES | {"encoder.0.bias": "conv_0/bias"},
-            "'encoder.0.bias' has two places in the map: as 'encoder.{i}.bias' and 'encoder.0.bias'",
+            "'encoder.0.bias' has two places in the map: as 'encoder.0.bias' and 'encoder.{i}.bias'",
         ),
         (
             STATE,
@@ -133,19 +134,59 @@ def test_the_map_of_these_tests_fits():
             STATE | {"head.bias": np.ones(2, int)},
             TARGET,
             NAMES,
-            "'head.bias', for 'head/bias', is int64 in the checkpoint, where the target has float32; cast one of them",
+            "'head.bias', for 'head/bias', is int64, and cannot become float32; cast it yourself, the target's dtype",
         ),
         (
             STATE | {"head.bias": np.full(2, 1e6, np.float32)},
             changed(TARGET, "head", "bias", to=jnp.zeros(2, jnp.float16)),
             NAMES,
-            "'head.bias', for 'head/bias', has numbers that float16, the target's dtype, cannot hold",
+            "'head.bias', for 'head/bias', has numbers that float16 cannot hold, such as 1000000.0, the target's dtype",
         ),
         (
             STATE | {"steps": np.array(2**40)},
-            TARGET | {"steps": jnp.array(0, jnp.int32)},
+            TARGET | {"steps": np.array(0)},  # of 64 bits, where JAX has 32
             changed(NAMES, "steps", to="steps"),
-            "'steps', for 'steps', has numbers that int32",
+            "'steps', for 'steps', has numbers that int32 cannot hold",
+        ),
+        (
+            STATE | {"head.bias": np.array([np.nan, 1e6], np.float32)},
+            changed(TARGET, "head", "bias", to=jnp.zeros(2, jnp.float16)),
+            NAMES,
+            "'head.bias', for 'head/bias', has NaN in it: the model diverged before it was saved",
+        ),
+        (
+            {
+                **STATE,
+                "encoder.0.weight_g": np.full((6, 1, 1), 1e300),
+                "encoder.0.weight_v": np.ones((6, 4, 3)),
+            },
+            TARGET,
+            NAMES,
+            "'encoder.0.weight', for 'conv_0/kernel', has numbers that float32 cannot hold, such as 1e+300",
+        ),
+        (
+            STATE | {"encoder.0.weight_v": np.full((6, 4, 3), 1e-9, np.float32)},
+            changed(TARGET, "conv_0", "kernel", to=jnp.zeros((3, 4, 6), jnp.float16)),
+            NAMES,
+            "'encoder.0.weight', for 'conv_0/kernel', has a direction that is zero in float16, the target's dtype",
+        ),
+        (
+            {key: value for key, value in STATE.items() if not key.startswith("encoder")}
+            | {
+                "encoder.0.weight_g": numbers(1, 1, 1),
+                "encoder.0.weight_v": numbers(1, 4, 3),
+                "encoder.0.bias": numbers(1),
+            },
+            {"conv_0": {"kernel": wn.WeightNorm(numbers(1, 1, 1), numbers(3, 4, 1), (-3, -2, -1)), "bias": numbers(1)}}
+            | {"head": TARGET["head"]},
+            NAMES,
+            "has a norm over the axes (-3, -2) in the checkpoint, and over (-3, -2, -1) in the target",
+        ),
+        (
+            STATE,
+            changed(TARGET, "head", "bias", to=0.5),
+            NAMES,
+            "'head.bias', for 'head/bias', is an array in the checkpoint and a float in the target",
         ),
         (
             STATE,
@@ -168,7 +209,7 @@ def test_the_map_of_these_tests_fits():
             STATE,
             TARGET,
             changed(NAMES, "head", "weight", to=Array(("a", "b", "c"), "o i -> o i")),
-            "'head.weight' .*the layout 'o i -> o i' does not make 3 arrays of it",
+            "'head.weight' is in Flax's layout of shape (2, 6), and not 3 arrays, one a leaf",
         ),
         (
             STATE,
@@ -176,7 +217,19 @@ def test_the_map_of_these_tests_fits():
             changed(
                 NAMES, "encoder.{i}", "weight", to=Array(("a{i}", "b{i}"), "(half o) i k -> k o half i", {"half": 2})
             ),
-            "'encoder.0.weight' .*does not make 2 arrays of it",
+            "'encoder.0.weight' is in Flax's layout of shape (3, 3, 2, 4), and not 2 arrays",
+        ),
+        (
+            STATE,
+            TARGET,
+            changed(NAMES, "encoder.{i}", "weight", to=Array(tuple(f"{c}{{i}}" for c in "abcd"), "o i k -> i o k")),
+            "'encoder.0.weight' has one norm for the 4 arrays that it is taken apart into; .*reconstruct",
+        ),
+        (
+            STATE | {"squeezed.weight_g": numbers(6, 1, 1), "squeezed.weight_v": numbers(6, 1, 1)},
+            TARGET,
+            NAMES | {"squeezed.weight": Array("a", "o 1 1 -> o")},
+            "'squeezed.weight' has a norm over the axes (-2, -1) of (6, 1, 1), which is no norm over axes in",
         ),
         (
             STATE,
@@ -194,6 +247,16 @@ def test_a_map_or_a_target_that_does_not_fit(state, target, names, words):
 def test_a_layout_without_an_arrow():
     with pytest.raises(ValueError, match=pattern("the layout 'o i, i o' has no '->' in it, once")):
         Array("head/kernel", "o i, i o")
+
+
+def test_places_that_cannot_be():
+    with pytest.raises(ValueError, match=pattern("has '...' in parentheses; name the axes that it merges")):
+        Array("a", "o i ... -> (i ...) o")
+    for paths in ((), ("a", "a")):
+        with pytest.raises(ValueError, match=pattern("must be one or several, and each another")):
+            Array(paths, "o i -> o i")
+    with pytest.raises(ValueError, match=pattern("'x.{i}.{j}' or its place 'x{i}{j}' has numbers side by side")):
+        to_flax({}, {}, {"x.{i}.{j}": "x{i}{j}"})
 
 
 def test_halves_that_were_not_made_nodes():
@@ -225,11 +288,15 @@ GATES = Array(("conv_0/kernel", "conv_1/kernel"), "(gate o) i -> gate i o", {"ga
             {"head": linear("head")},
             "these leaves of params have no place in the map: 'conv_0/bias', 'conv_0/kernel'",
         ),
-        (TARGET, NAMES | {"again": "head/bias"}, "'again', .* has 'head/bias', which has another place .*'head.bias'"),
+        (
+            TARGET,
+            NAMES | {"again": "head/bias"},
+            "'head/bias' is in two places of the map, as 'head.bias' and 'again'; leave out one",
+        ),
         (
             {"conv_0": {"kernel": jnp.ones((3, 2))}},
             {"w": GATES},
-            "'w', .* needs 'conv_1/kernel', which params does not",
+            "'w' needs 'conv_1/kernel', which params does not",
         ),
         (
             {"conv_0": {"kernel": jnp.ones((3, 2))}, "conv_1": {"kernel": jnp.ones((4, 2))}},
@@ -241,6 +308,14 @@ GATES = Array(("conv_0/kernel", "conv_1/kernel"), "(gate o) i -> gate i o", {"ga
             {"": {"w": "a"}, "w": "b"},
             "'w' is made of 'b', and of other leaves too",
         ),
+        ({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)}, {"x": "a/b"}, "two leaves of params have the path 'a/b'"),
+        (
+            {"a": wn.WeightNorm(numbers(2, 1), numbers(2, 3), (-1,))},
+            {"x": Array("a", add=True), "y": Array("a", add=True)},
+            "'a' is in two places of the map, as 'x' and 'y'",
+        ),
+        ({"a": jax.random.key(0)}, {"x": "a"}, "'a' is of type key<fry>, not an array of numbers"),
+        ({"a": jax.random.key(0)}, {}, "no place in the map: 'a'. .*nnx.state(model, nnx.Param)"),
     ],
 )
 def test_a_tree_that_the_map_does_not_lead_back(params, names, words):

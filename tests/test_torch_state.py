@@ -59,7 +59,9 @@ def test_models_of_transformers(name, scheme):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("encodec", "hubert") else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 def test_a_checkpoint_in_the_old_scheme_loads_into_modules_of_the_new(name):
     old, new = build(name, "old"), build(name, "new")
     with torch.no_grad():

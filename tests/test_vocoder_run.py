@@ -17,7 +17,7 @@ from experiments.vocoder import checkpoint, sound
 from experiments.vocoder.config import VocoderConfig
 from experiments.vocoder.hifigan import Generator
 from experiments.vocoder.mel import log_mel
-from tests.experiments import ROOT, fails, invoke
+from tests.experiments import ROOT, fails, invoke, run_once
 from tests.messages import pattern
 
 CONFIG = ROOT / "configs" / "vocoder.toml"
@@ -39,10 +39,7 @@ def config_of(*changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "vocoder"
-    result = invoke("vocoder", CONFIG, *settings(), "--out", folder)
-    assert result.exit_code == 0, result.output
-    return folder, result.output
+    return run_once(tmp_path_factory, "vocoder", "vocoder", CONFIG, *settings())
 
 
 def test_it_writes_what_one_can_hear_see_and_load(finished):
@@ -85,6 +82,7 @@ def test_the_files_hold_the_same_generator(finished):
     np.testing.assert_array_equal(folded["conv_pre.weight"], weight.transpose(2, 1, 0))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_of_another(finished, tmp_path):
     folder, output = finished
     source = folder / "generator.safetensors"
@@ -180,6 +178,8 @@ def test_other_input_that_cannot_be_used(tmp_path):
     assert "is not an empty folder; choose another" in fails(*run, "--out", tmp_path)
     diverged = [*run, "--set", "tuning.learning_rate=3e38", "--set", "tuning.steps=9", "--out", tmp_path / "run"]
     assert "lower tuning.learning_rate (3e+38)" in fails(*diverged, code=1)
+    last = [*run, "--set", "tuning.learning_rate=3e38", "--set", "tuning.steps=1", "--out", tmp_path / "last"]
+    assert "the loss is nan at step 2; lower" in fails(*last, code=1)
 
 
 def test_the_port_needs_no_torch():

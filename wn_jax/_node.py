@@ -125,7 +125,7 @@ class WeightNorm:
                     f"WeightNorm.{name} is a {type(value).__name__}, not an array: a tree of labels, specs or masks "
                     "holds no weights, and a node inside a node is rebuilt by wn_jax.reconstruct"
                 )
-        _check_shapes(g.shape, v.shape, self.axes)
+        check_shapes(g.shape, v.shape, self.axes)
         return jnp.asarray(g, norm_dtype(v.dtype)), jnp.asarray(v)
 
 
@@ -260,7 +260,8 @@ def _has_negative_zero(weight: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.any(jnp.signbit(weight), axis=axes, keepdims=True)
 
 
-def _check_shapes(g: tuple[int, ...], v: tuple[int, ...], axes: tuple[int, ...]) -> None:
+def check_shapes(g: tuple[int, ...], v: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    """Raises where the shapes of `g` and `v` are not those of one node with these axes."""
     if not isinstance(axes, tuple) or canonical_axes(axes, v) != axes:
         raise ValueError(
             f"WeightNorm.axes is {axes!r}, but must be a sorted tuple of negative ints; WeightNorm.from_weight makes it"

@@ -44,7 +44,7 @@ def is_number(x: Any) -> bool:
 def check_has_numbers(name: str, value: Any) -> None:
     """Raises where an array is abstract, or out of this process's reach."""
     if isinstance(value, (jax.ShapeDtypeStruct, jax.core.Tracer)):
-        raise ValueError(f"{name!r} is abstract and holds no numbers; save outside of jit and eval_shape")
+        raise ValueError(f"{name!r} is abstract and holds no numbers; call this outside of jit and eval_shape")
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         raise ValueError(
             f"{name!r} is partly on devices of other processes; save it with Orbax, which writes from each"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wn_jax._safetensors import read_arrays
+from wn_jax._saved_leaves import check_has_numbers
 
 _NO_STATE_DICT = (
     "pass a state dict (model.state_dict()), or the path of a .safetensors file. A .pt or .bin file is a pickle, which "
@@ -39,11 +40,14 @@ def arrays_of(state: Any) -> dict[str, np.ndarray]:
 
 
 def _of_file(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start in (b"PK", b"\x80\x02"):  # a zip archive, and before PyTorch 1.6 a bare pickle
-        raise ValueError(f"{path} is a pickle of PyTorch; {_NO_STATE_DICT}")
-    return read_arrays(path)
+    try:
+        return read_arrays(path)
+    except ValueError:  # a safetensors file may begin with any bytes, so the others are asked after it was none
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start.startswith((b"PK\x03\x04", b"\x80\x02")):  # a zip archive, and before PyTorch 1.6 a bare pickle
+            raise ValueError(f"{path} is a pickle of PyTorch; {_NO_STATE_DICT}") from None
+        raise
 
 
 def _name(name: Any) -> str:
@@ -59,23 +63,48 @@ def _array(name: str, value: Any) -> np.ndarray:
             f"pass that: checkpoint[{name!r}]"
         )
     if isinstance(value, jax.Array | np.ndarray | np.generic):
+        check_has_numbers(name, value)
         array = np.asarray(value)
     elif callable(getattr(value, "numpy", None)):
         array = _of_tensor(name, value)
     else:
         raise ValueError(f"{name!r} is no array or tensor, but of type {type(value).__name__}; leave it out")
-    if array.dtype == object:
-        raise ValueError(f"{name!r} is an array of Python objects; leave it out")
+    if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
+        raise ValueError(f"{name!r} is an array of {array.dtype}, not of numbers; leave it out")
     return array
 
 
 def _of_tensor(name: str, tensor: Any) -> np.ndarray:
     """The numbers of a torch tensor, wherever it is."""
     try:
-        tensor = tensor.detach().cpu()
+        tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype == "bfloat16" or dtype.startswith("float8"):  # NumPy has none of its own; float32 holds each exactly
             return tensor.float().numpy().astype(jnp.dtype(dtype))
         return tensor.numpy()
-    except (AttributeError, RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantized, on `meta` ...
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:  # sparse, lazy, on `meta`, of 4 bits ...
         raise ValueError(f"{name!r} does not become a NumPy array ({type(error).__name__}: {error})") from error
+
+
+def cast(value: np.ndarray, dtype: Any) -> np.ndarray:
+    """A copy of an array in another dtype of its kind. Rounding is allowed, and losing a number is not.
+
+    Raises:
+        ValueError: the dtype is of another kind (an integer for a floating-point array), or cannot hold the numbers.
+    """
+    kinds = [kind for kind in (jnp.floating, jnp.integer) if all(jnp.issubdtype(x, kind) for x in (value.dtype, dtype))]
+    if value.dtype != dtype and not kinds:
+        raise ValueError(f"is {value.dtype}, and cannot become {dtype}; cast it yourself")
+    with np.errstate(over="ignore"):
+        array = value.astype(dtype, order="C")
+    if value.dtype == dtype:
+        return array
+    lost = np.isfinite(value) & ~np.isfinite(array) if jnp.floating in kinds else array != value
+    if lost.any():
+        raise ValueError(f"has numbers that {np.dtype(dtype)} cannot hold, such as {value[lost][0]}")
+    return array
+
+
+def has_nan(array: np.ndarray) -> bool:
+    """Whether a floating-point array has NaN in it; extrema pass it on, and need no memory."""
+    return bool(array.size) and bool(np.isnan(array.min()))

@@ -17,6 +17,7 @@ import numpy as np
 
 from wn_jax._node import WeightNorm
 
+_FOLD = "wn_jax.reconstruct the tree first, and take the weight as it is"
 LSTM_GATES = "ifgo"  # in PyTorch's order, by Flax's names
 
 
@@ -41,8 +42,12 @@ class Array:
     add: bool = False
 
     def __post_init__(self) -> None:
+        if not self.paths or len(set(self.paths)) < len(self.paths):
+            raise ValueError(f"the paths {self.path!r} must be one or several, and each another")
         if self.layout is not None and self.layout.count("->") != 1:
             raise ValueError(f"the layout {self.layout!r} has no '->' in it, once; write it as in 'o i -> i o'")
+        if self.layout is not None and re.search(r"\([^)]*\.\.\.", self.layout):
+            raise ValueError(f"the layout {self.layout!r} has '...' in parentheses; name the axes that it merges")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -58,10 +63,11 @@ class Array:
         whole = self._rearranged(_reversed(leaf) if self.flip else leaf, self._sides())
         if isinstance(self.path, str):
             return [whole]
-        shared = isinstance(whole, WeightNorm) and -whole.v.ndim in whole.axes
-        count = np.shape(whole.v if isinstance(whole, WeightNorm) else whole)[:1]
-        if count != (len(self.paths),) or shared:
-            raise ValueError(f"the layout {self.layout!r} does not make {len(self.paths)} arrays of it, one a leaf")
+        shape = (whole.v if isinstance(whole, WeightNorm) else whole).shape
+        if shape[:1] != (len(self.paths),):
+            raise ValueError(f"is in Flax's layout of shape {shape}, and not {len(self.paths)} arrays, one a leaf")
+        if isinstance(whole, WeightNorm) and -whole.v.ndim in whole.axes:
+            raise ValueError(f"has one norm for the {len(self.paths)} arrays that it is taken apart into; {_FOLD}")
         return [_map(lambda array, i=i: array[i], whole) for i in range(len(self.paths))]
 
     def to_torch(self, leaves: Sequence[Any]) -> Any:
@@ -104,16 +110,14 @@ class Array:
                 sizes[name] = size // math.prod(sizes[other] for other in names if other != name)
         kept = {name for i, names in enumerate(before) if i - len(shape) not in leaf.axes for name in names}
         kept = {name for name in kept if sizes[name] > 1} or kept  # a size of 1 counts only where there is no other
-        reduced = []
-        for i, names in enumerate(after):
-            if kept.isdisjoint(names):
-                reduced.append(i - ndim)
-            elif any(sizes[name] > 1 for name in set(names) - kept):
-                raise ValueError(
-                    f"has a norm over the axes {leaf.axes} of {shape}, which is no norm over axes in the layout "
-                    f"{sides[1]!r}; wn_jax.reconstruct the tree first, and take the weight as it is"
-                )
-        return tuple(reduced)
+        reduced = tuple(i - ndim for i, names in enumerate(after) if kept.isdisjoint(names))
+        mixed = any(not kept.isdisjoint(names) and any(sizes[name] > 1 for name in {*names} - kept) for names in after)
+        if mixed or not reduced:
+            raise ValueError(
+                f"has a norm over the axes {leaf.axes} of {shape}, which is no norm over axes in the layout "
+                f"{sides[1]!r}; {_FOLD}"
+            )
+        return reduced
 
     def _array_rearranged(self, array: np.ndarray, sides: tuple[str, ...]) -> np.ndarray:
         layout = " -> ".join(sides)
@@ -126,12 +130,17 @@ class Array:
             ) from None
 
 
+def kind_of(leaf: Any) -> tuple[Any, ...]:
+    """What two leaves must share to make one array."""
+    return ("node", leaf.v.shape, leaf.axes) if isinstance(leaf, WeightNorm) else ("array", leaf.shape)
+
+
 Layer = dict[str, Array | None]
 
 
 def linear(path: str) -> Layer:
     """`torch.nn.Linear` as `nn.Dense` (or `nnx.Linear`) at `path`."""
-    return {"weight": Array(f"{path}/kernel", "o i -> i o"), "bias": Array(f"{path}/bias")}
+    return {"weight": Array(_in(path, "kernel"), "o i -> i o"), "bias": Array(_in(path, "bias"))}
 
 
 def conv(path: str) -> Layer:
@@ -139,15 +148,15 @@ def conv(path: str) -> Layer:
 
     Flax's padding is `"SAME"` by default; give it PyTorch's, in numbers: `nn.Conv(..., padding=[(p, p)])`.
     """
-    return {"weight": Array(f"{path}/kernel", "o i ... -> ... i o"), "bias": Array(f"{path}/bias")}
+    return {"weight": Array(_in(path, "kernel"), "o i ... -> ... i o"), "bias": Array(_in(path, "bias"))}
 
 
 def conv_transpose(path: str, transpose_kernel: bool = False, groups: int = 1) -> Layer:
-    """`torch.nn.ConvTranspose1d`, `2d` or `3d` as `nn.ConvTranspose` at `path`.
+    """`torch.nn.ConvTranspose1d`, `2d` or `3d` as `nn.ConvTranspose` at `path`; with groups, as `nn.Conv`.
 
     The norm stays over the axes that it has in PyTorch (all but the first, of the *inputs*, with the default `dim=0`),
-    so that the weight is equal. PyTorch's padding `p` for a kernel of `k` is `padding=[(k - 1 - p, k - 1 - p)]` here;
-    its `output_padding` is added to the second of these.
+    so that the weight is equal. PyTorch's padding `p`, for a kernel of `k` with dilation `d`, is `padding=[(q, q)]`,
+    where `q = d * (k - 1) - p`; its `output_padding` is added to the second `q`.
 
     Arguments:
         path: of the Flax layer.
@@ -157,22 +166,22 @@ def conv_transpose(path: str, transpose_kernel: bool = False, groups: int = 1) -
             group has several outputs, PyTorch's norm of an input is none over axes of that kernel: `to_flax` says so.
     """
     if groups > 1:
-        kernel = Array(f"{path}/kernel", "(groups i) o ... -> ... i (groups o)", {"groups": groups}, flip=True)
+        kernel = Array(_in(path, "kernel"), "(groups i) o ... -> ... i (groups o)", {"groups": groups}, flip=True)
     elif transpose_kernel:
-        kernel = Array(f"{path}/kernel", "i o ... -> ... o i")
+        kernel = Array(_in(path, "kernel"), "i o ... -> ... o i")
     else:
-        kernel = Array(f"{path}/kernel", "i o ... -> ... i o", flip=True)
-    return {"weight": kernel, "bias": Array(f"{path}/bias")}
+        kernel = Array(_in(path, "kernel"), "i o ... -> ... i o", flip=True)
+    return {"weight": kernel, "bias": Array(_in(path, "bias"))}
 
 
 def embedding(path: str) -> Layer:
     """`torch.nn.Embedding` as `nn.Embed` at `path`."""
-    return {"weight": Array(f"{path}/embedding")}
+    return {"weight": Array(_in(path, "embedding"))}
 
 
 def norm(path: str) -> Layer:
     """`torch.nn.LayerNorm`, `GroupNorm` or `RMSNorm` as Flax's at `path`."""
-    return {"weight": Array(f"{path}/scale"), "bias": Array(f"{path}/bias")}
+    return {"weight": Array(_in(path, "scale")), "bias": Array(_in(path, "bias"))}
 
 
 def batch_norm(path: str, stats: str) -> Layer:
@@ -182,8 +191,8 @@ def batch_norm(path: str, stats: str) -> Layer:
     """
     return {
         **norm(path),
-        "running_mean": Array(f"{stats}/mean"),
-        "running_var": Array(f"{stats}/var"),
+        "running_mean": Array(_in(stats, "mean")),
+        "running_var": Array(_in(stats, "var")),
         "num_batches_tracked": None,
     }
 
@@ -198,7 +207,7 @@ def lstm(path: str, layer: int = 0, reverse: bool = False) -> Layer:
     sizes = {"gate": len(LSTM_GATES)}
 
     def gates(side: str, leaf: str, layout: str, add: bool = False) -> Array:
-        return Array(tuple(f"{path}/{side}{gate}/{leaf}" for gate in LSTM_GATES), layout, sizes, add=add)
+        return Array(tuple(_in(path, f"{side}{gate}/{leaf}") for gate in LSTM_GATES), layout, sizes, add=add)
 
     return {
         f"weight_ih_{end}": gates("i", "kernel", "(gate o) i -> gate i o"),
@@ -206,6 +215,11 @@ def lstm(path: str, layer: int = 0, reverse: bool = False) -> Layer:
         f"bias_ih_{end}": gates("h", "bias", "(gate o) -> gate o", add=True),
         f"bias_hh_{end}": gates("h", "bias", "(gate o) -> gate o", add=True),
     }
+
+
+def _in(path: str, name: str) -> str:
+    """The path of a leaf of a layer, which may be the whole tree, at `""`."""
+    return f"{path}/{name}" if path else name
 
 
 def _axis_names(side: str, ndim: int) -> list[list[str]]:
@@ -219,11 +233,6 @@ def _axis_names(side: str, ndim: int) -> list[list[str]]:
 def _reversed(leaf: Any) -> Any:
     """An array or node whose spatial axes run the other way."""
     return _map(lambda array: np.flip(array, tuple(range(2, array.ndim))), leaf)
-
-
-def kind_of(leaf: Any) -> tuple[Any, ...]:
-    """What two leaves must share to make one array."""
-    return ("node", leaf.v.shape, leaf.axes) if isinstance(leaf, WeightNorm) else ("array", leaf.shape)
 
 
 def _map(fn: Any, *leaves: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wn_jax._boxes import rebox, rebox_reduced, unbox
-from wn_jax._node import WeightNorm, is_node, norm_dtype
-from wn_jax._saved_leaves import is_array, sharding_of
+from wn_jax._boxes import unbox
+from wn_jax._node import WeightNorm, is_node
+from wn_jax._saved_leaves import is_array
+from wn_jax._torch_fit import fitted
 from wn_jax._torch_layouts import kind_of
-from wn_jax._torch_names import NameMap, Rule, rules_of
-from wn_jax._torch_pairs import has_nan_or_infinity
+from wn_jax._torch_names import NameMap, Rule, has_numbers, rules_of
 from wn_jax._torch_state import as_numpy, leaves_by_name, nested
 from wn_jax._transform import did_you_mean, flatten
+
+_OF_NNX = " (of an NNX model, take nnx.state(model, nnx.Param))"
 
 
 def to_flax(tree: Any, target: Any, names: NameMap) -> Any:
@@ -30,18 +31,20 @@ def to_flax(tree: Any, target: Any, names: NameMap) -> Any:
         tree: what `from_state_dict` returned.
         target: the parameters of the Flax model, of any values, or abstract:
             `jax.eval_shape(model.init, key, x)`. The result has its structure, boxes and shardings. Where it has plain
-            weights, the result has nodes where the checkpoint has them, with the axes that they have there.
+            weights, the result has nodes where the checkpoint has them, with the axes that they have there, and `g`
+            has the names and the sharding of the other axes.
         names: from PyTorch's names (`'encoder.conv.weight'`, also of a weight in halves) to places in the target. A
             place is a path, an `Array` with a layout, what `linear`, `conv` and the like return for a layer, or `None`
             for what is to be left out. `{i}` in a name stands for any number, and in its paths for the same.
 
     Returns:
-        A new tree, of JAX arrays of their own. Floating-point numbers get the target's dtype, and `g` float32 at least.
+        A new tree, of JAX arrays of their own. Floating-point numbers get the target's dtype, and a `g` that has none
+        there float32 at least.
 
     Raises:
         ValueError: keys have no place, or leaves of the target get nothing (all are listed); two keys go to one leaf,
             or a key has two places; a shape does not fit, or only transposed; the axes of a node are not the target's;
-            numbers do not fit the target's dtype.
+            numbers do not fit the target's dtype, or are NaN.
 
     >>> from wn_jax.torch import from_state_dict, linear
     >>> state = {"fc.weight_g": np.full((2, 1), 5.0), "fc.weight_v": np.ones((2, 3)), "fc.bias": np.zeros(2)}
@@ -51,15 +54,12 @@ def to_flax(tree: Any, target: Any, names: NameMap) -> Any:
     (Array([[5., 5.]], dtype=float32), (-2,))
     """
     rules = rules_of(names)
-    paths, leaves, treedef = flatten(target)
-    if duplicates := [path for path, count in collections.Counter(paths).items() if count > 1]:
-        raise ValueError(f"two leaves of the target have the path {duplicates[0]!r}; rename a key that contains '/'")
-    wanted = dict(zip(paths, leaves, strict=True))
+    wanted, treedef = _by_path(target, "the target")
     found, unused = _placed(leaves_by_name(tree), rules)
     _check_complete(found, unused, wanted)
     for path, placed in found.items():
         with _about(f"{' and '.join(map(repr, placed.names))}, for {path!r},"):
-            wanted[path] = _fitted(placed.value, wanted[path])
+            wanted[path] = fitted(placed.value, wanted[path])
     return jax.tree_util.tree_unflatten(treedef, list(wanted.values()))
 
 
@@ -67,8 +67,11 @@ def from_flax(params: Any, names: NameMap) -> dict[str, Any]:
     """The way back: Flax parameters, trained or not, as a tree in PyTorch's layout, for `to_state_dict`.
 
     Arguments:
-        params: a tree with nodes, or a plain one.
-        names: the map that `to_flax` took. What it leaves out of the target is not in the result.
+        params: a tree with nodes, or a plain one. Leaves that are no arrays stay behind.
+        names: the map that `to_flax` took. What that left out is not in the result.
+
+    Returns:
+        Nested dicts of NumPy arrays, which may share memory with those in `params`. (`to_state_dict` copies.)
 
     Raises:
         ValueError: leaves have no place in the map, or two; of the leaves that make one array, some are missing or
@@ -78,20 +81,23 @@ def from_flax(params: Any, names: NameMap) -> dict[str, Any]:
     >>> from_flax({"Dense_0": {"kernel": np.ones((3, 2))}}, {"fc": linear("Dense_0")})["fc"]["weight"].shape
     (2, 3)
     """
-    paths, values, _ = flatten(params)
-    leaves = {path: as_numpy(path, leaf) for path, leaf in zip(paths, values, strict=True) if _holds_array(leaf)}
+    leaves = {path: leaf for path, leaf in _by_path(params, "params")[0].items() if _holds_array(leaf)}
     found: dict[str, Any] = {}
     taken: dict[str, Rule] = {}
     for rule, place in ((rule, rule.place) for rule in rules_of(names) if rule.place):
-        for name, paths in rule.names(leaves):
+        for name, paths in rule.names_among(leaves):
             if name in found:
                 raise ValueError(
                     f"{name!r} is made of {paths[0]!r}, and of other leaves too; leave out one place of it"
                 )
+            parts = [_taken(name, path, rule, leaves, taken) for path in paths]
             with _about(f"{name!r}, made of {', '.join(map(repr, paths))},"):
-                found[name] = place.to_torch([_taken(path, rule, leaves, taken) for path in paths])
+                found[name] = place.to_torch(parts)
     if unused := [path for path in leaves if path not in taken]:
-        raise ValueError(f"these leaves of params have no place in the map: {', '.join(map(repr, unused))}")
+        raise ValueError(
+            f"these leaves of params have no place in the map: {', '.join(map(repr, unused))}. Give them one, or leave "
+            f"them out{_OF_NNX}"
+        )
     return nested(found)
 
 
@@ -108,16 +114,23 @@ def _placed(leaves: Mapping[str, Any], rules: list[Rule]) -> tuple[dict[str, _Pl
     """What goes to each path, and the names that no rule is about."""
     found: dict[str, _Placed] = {}
     unused = []
+    literal = collections.defaultdict[str, list[Rule]](list)
+    for rule in rules:
+        if not has_numbers(rule.name):
+            literal[rule.name].append(rule)
+    patterns = [rule for rule in rules if has_numbers(rule.name)]
     for name, leaf in leaves.items():
-        matches = [(rule, paths) for rule in rules if (paths := rule.paths(name)) is not None]
+        candidates = (*literal.get(name, ()), *patterns)
+        matches = [(rule, paths) for rule in candidates if (paths := rule.paths_for(name)) is not None]
         if len(matches) > 1:
             first, second = (rule.name for rule, _ in matches[:2])
             raise ValueError(f"{name!r} has two places in the map: as {first!r} and {second!r}")
         if not matches:
             unused.append(name)
         for place, paths in ((rule.place, paths) for rule, paths in matches if rule.place):
+            array = as_numpy(name, leaf)
             with _about(repr(name)):
-                values = place.to_flax(as_numpy(name, leaf))
+                values = place.to_flax(array)
             for path, value in zip(paths, values, strict=True):
                 new = _Placed(value, [name], place.add)
                 found[path] = _sum(path, found[path], new) if path in found else new
@@ -128,9 +141,14 @@ def _sum(path: str, first: _Placed, second: _Placed) -> _Placed:
     names = [*first.names, *second.names]
     if not (first.add and second.add):
         raise ValueError(f"two keys go to {path!r}: {first.names[0]!r} and {second.names[0]!r}; mend the map")
-    if kind_of(first.value) != kind_of(second.value) or isinstance(first.value, WeightNorm):
+    if kind_of(first.value) != kind_of(second.value) or not _can_be_added(first.value):
         raise ValueError(f"{' and '.join(map(repr, names))} are added for {path!r}, but are no arrays of one shape")
-    return _Placed(first.value + second.value, names, True)
+    wide = jnp.promote_types(first.value.dtype, jnp.float32)  # where the sum of two large half-precision numbers fits
+    return _Placed(first.value.astype(wide) + second.value, names, True)
+
+
+def _can_be_added(value: Any) -> bool:
+    return not isinstance(value, WeightNorm) and jnp.issubdtype(value.dtype, jnp.floating)
 
 
 def _check_complete(found: Mapping[str, _Placed], unused: list[str], wanted: Mapping[str, Any]) -> None:
@@ -139,86 +157,36 @@ def _check_complete(found: Mapping[str, _Placed], unused: list[str], wanted: Map
     problems = []
     if unused:
         problems.append(f"keys without a place in the map (None leaves them out): {', '.join(map(repr, unused))}")
-    for path, placed in found.items():
-        if path not in wanted:
-            hint = did_you_mean(path, list(wanted))
-            problems.append(f"{placed.names[0]!r} goes to {path!r}, which the target does not have{hint}")
+    for i, path in enumerate(path for path in found if path not in wanted):
+        hint = did_you_mean(path, list(wanted)) if i < 5 else ""  # each takes time
+        problems.append(f"{found[path].names[0]!r} goes to {path!r}, which the target does not have{hint}")
     if missing:
-        problems.append(f"leaves of the target that get nothing: {', '.join(map(repr, missing))}")
+        listed = ", ".join(map(repr, missing))
+        problems.append(f"leaves of the target that get nothing: {listed}; give them a key, or leave them out{_OF_NNX}")
     if any(name.endswith(("weight_g", ".original0")) for name in unused):
         problems.append("halves of weights become nodes by from_state_dict: to_flax(from_state_dict(state), ...)")
     if problems:
         raise ValueError("; ".join(problems))
 
 
-def _fitted(value: Any, leaf: Any) -> Any:
-    """What takes the place of a leaf of the target."""
-    if isinstance(value, WeightNorm) != isinstance(leaf, WeightNorm):
-        if is_node(leaf):
-            raise ValueError(
-                "is a plain weight in the checkpoint and a node in the target; use a plain target, and reparameterize "
-                "the result"
-            )
-        _check_shape(value.v.shape, unbox(leaf).shape)
-        v = _numbers(value.v, unbox(leaf))
-        g = jnp.array(value.g, norm_dtype(v.dtype))
-        return WeightNorm(rebox_reduced(leaf, g, value.axes), rebox(leaf, v), value.axes)
-    if not isinstance(value, WeightNorm):
-        _check_shape(value.shape, unbox(leaf).shape)
-        return rebox(leaf, _numbers(value, unbox(leaf)))
-    _check_shape(value.v.shape, unbox(leaf.v).shape)
-    if value.g.shape != unbox(leaf.g).shape:
-        raise ValueError(
-            f"has a norm over the axes {value.axes} in the checkpoint, and over {leaf.axes} in the target. For the "
-            "checkpoint's axes, use a plain target; for others, reconstruct the result and reparameterize it"
-        )
-    g, v = (_numbers(ours, unbox(theirs)) for ours, theirs in ((value.g, leaf.g), (value.v, leaf.v)))
-    return WeightNorm(rebox(leaf.g, g), rebox(leaf.v, v), leaf.axes)
-
-
-def _check_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    if shape == wanted:
-        return
-    orders = itertools.permutations(range(len(shape))) if len(shape) == len(wanted) else ()
-    fitting = next((order for order in orders if tuple(shape[i] for i in order) == wanted), None)
-    transposed = (
-        f": it fits only transposed, its axes in the order {fitting}. Is it another layer (conv, conv_transpose, "
-        "linear), or has it transpose_kernel?"
-        if fitting
-        else ""
-    )
-    raise ValueError(f"has the shape {shape} in Flax's layout, where the target has {wanted}{transposed}")
-
-
-def _numbers(value: np.ndarray, leaf: Any) -> jax.Array:
-    """A JAX array of its own with these numbers, of the target's dtype and in its place."""
-    kinds = [kind for kind in (jnp.floating, jnp.integer) if all(jnp.issubdtype(x.dtype, kind) for x in (value, leaf))]
-    differ = value.dtype != leaf.dtype
-    if differ and not kinds:
-        raise ValueError(f"is {value.dtype} in the checkpoint, where the target has {leaf.dtype}; cast one of them")
-    array = value.astype(leaf.dtype, order="C")  # always a copy: JAX may go on using its memory
-    if differ and _lost(array, value):
-        raise ValueError(f"has numbers that {leaf.dtype}, the target's dtype, cannot hold; use another in the target")
-    return jax.device_put(array, sharding_of(leaf))
-
-
-def _lost(array: np.ndarray, value: np.ndarray) -> bool:
-    """Whether numbers were lost when they got another dtype; rounding is no loss."""
-    if jnp.issubdtype(value.dtype, jnp.floating):
-        return has_nan_or_infinity(array) and not has_nan_or_infinity(value)
-    return not np.array_equal(array, value)
-
-
-def _taken(path: str, rule: Rule, leaves: Mapping[str, Any], taken: dict[str, Rule]) -> Any:
+def _taken(name: str, path: str, rule: Rule, leaves: Mapping[str, Any], taken: dict[str, Rule]) -> Any:
     """What a rule gets of a leaf: of a sum, all of it for the first, and then zeros."""
     if path not in leaves:
-        raise ValueError(f"needs {path!r}, which params does not have")
-    first = taken.setdefault(path, rule)
+        raise ValueError(f"{name!r} needs {path!r}, which params does not have")
+    array, first = as_numpy(path, leaves[path]), taken.setdefault(path, rule)
     if first is rule:
-        return leaves[path]
-    if not (rule.place and rule.place.add):
-        raise ValueError(f"has {path!r}, which has another place in the map: {first.name!r}")
-    return np.zeros_like(leaves[path])
+        return array
+    if not (rule.place and rule.place.add and first.place and first.place.add and _can_be_added(array)):
+        raise ValueError(f"{path!r} is in two places of the map, as {first.name!r} and {rule.name!r}; leave out one")
+    return np.zeros_like(array)
+
+
+def _by_path(tree: Any, what: str) -> tuple[dict[str, Any], Any]:
+    """The leaves of a tree by their paths, and its structure."""
+    paths, leaves, treedef = flatten(tree)
+    if duplicates := [path for path, count in collections.Counter(paths).items() if count > 1]:
+        raise ValueError(f"two leaves of {what} have the path {duplicates[0]!r}; rename a key that contains '/'")
+    return dict(zip(paths, leaves, strict=True)), treedef
 
 
 def _holds_array(leaf: Any) -> bool:

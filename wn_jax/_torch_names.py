@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -16,35 +14,37 @@ NameMap = Mapping[str, Any]
 _NUMBER = re.compile(r"\{([A-Za-z]\w*)\}")
 
 
-@dataclasses.dataclass(frozen=True)
 class Rule:
-    """A name, in which `{i}` stands for any number, and its place, which has the same numbers."""
+    """A name, in which `{i}` stands for any number, and its place, whose paths have the same numbers."""
 
-    name: str
-    place: Array | None
+    def __init__(self, name: str, place: Array | None):
+        self.name, self.place = name, place
+        self._paths = place.paths if place else ()
+        self._name_pattern = _pattern(name)
+        self._path_patterns = [_pattern(path) for path in self._paths]
 
-    def paths(self, name: str) -> list[str] | None:
+    def paths_for(self, name: str) -> list[str] | None:
         """Where a name goes: to no path where it is left out, and `None` where the rule is not about it."""
-        match = _pattern(self.name).fullmatch(name)
-        if match is None:
-            return None
-        return [_filled(path, match.groupdict()) for path in self.place.paths] if self.place else []
+        match = self._name_pattern.fullmatch(name)
+        return None if match is None else [_filled(path, match.groupdict()) for path in self._paths]
 
-    def names(self, paths: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    def names_among(self, paths: Collection[str]) -> Iterator[tuple[str, list[str]]]:
         """The names that are made of some of these paths, each with all of its paths, there or not."""
-        if self.place is None:
+        if not has_numbers(self.name):
+            if any(path in paths for path in self._paths):
+                yield self.name, list(self._paths)
             return
-        found = (_pattern(own).fullmatch(path) for own in self.place.paths for path in paths)
+        found = (pattern.fullmatch(path) for pattern in self._path_patterns for path in paths)
         numbers = {tuple(sorted(match.groupdict().items())) for match in found if match}
         for chosen in map(dict, sorted(numbers, key=lambda pairs: [int(number) for _, number in pairs])):
-            yield _filled(self.name, chosen), [_filled(path, chosen) for path in self.place.paths]
+            yield _filled(self.name, chosen), [_filled(path, chosen) for path in self._paths]
 
 
 def rules_of(names: NameMap) -> list[Rule]:
     """The rules of a map.
 
     Raises:
-        ValueError: a place counts other numbers than its name.
+        ValueError: a place counts other numbers than its name; two numbers stand side by side.
         TypeError: the map, or a place in it, is something else.
     """
     if not isinstance(names, Mapping):
@@ -58,7 +58,16 @@ def rules_of(names: NameMap) -> list[Rule]:
                     f"{rule.name!r} counts {_braces(ours)}, and its place {path!r} counts {_braces(theirs)}, so keys "
                     "and leaves would not pair off; use the same numbers on both sides"
                 )
+            if "}{" in rule.name + " " + path:
+                raise ValueError(
+                    f"{rule.name!r} or its place {path!r} has numbers side by side; put a sign between them"
+                )
     return rules
+
+
+def has_numbers(template: str) -> bool:
+    """Whether it stands for many names."""
+    return _NUMBER.search(template) is not None
 
 
 def _rules(names: NameMap, prefix: str) -> Iterator[Rule]:
@@ -78,7 +87,6 @@ def _rules(names: NameMap, prefix: str) -> Iterator[Rule]:
             )
 
 
-@functools.lru_cache(maxsize=4096)
 def _pattern(template: str) -> re.Pattern[str]:
     """A template as a regular expression; a number that occurs again must be the same."""
     pattern, seen = "", set[str]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,21 @@ import numpy as np
 from wn_jax._node import WeightNorm
 
 Dims = int | Mapping[str, int]
+Scheme = Literal["new", "old"]
 
-_NEW = re.compile(r"(?P<module>(?:.+\.)?)parametrizations\.(?P<weight>[^.]+)\.original(?P<half>[01])")
-_OLD = re.compile(r"(?P<module>(?:.+\.)?)(?P<weight>[^.]+)_(?P<half>[gv])")
+_NEW = re.compile(r"(?P<module>(?:.+\.)?)parametrizations\.(?P<weight>[^.]+)\.original(?P<half>[01])", re.DOTALL)
+_OLD = re.compile(r"(?P<module>(?:.+\.)?)(?P<weight>[^.]+)_(?P<half>[gv])", re.DOTALL)
+
+
+def half_names(weight: str, scheme: Scheme) -> tuple[str, str]:
+    """The names of `g` and `v` of a weight."""
+    if scheme == "old":
+        return f"{weight}_g", f"{weight}_v"
+    if scheme == "new":
+        module, dot, name = weight.rpartition(".")
+        prefix = f"{module}{dot}parametrizations.{name}.original"
+        return f"{prefix}0", f"{prefix}1"
+    raise ValueError(f"scheme is 'new' or 'old', or a function that returns one of them; got {scheme!r}")
 
 
 @dataclasses.dataclass
@@ -50,6 +63,8 @@ def find_pairs(names: Collection[str], plain: Collection[str]) -> dict[str, Pair
 
 def check_known(given: Collection[str], weights: Collection[str]) -> None:
     """Raises where an argument speaks of a weight that has no halves."""
+    if isinstance(given, str):
+        raise TypeError(f"expected a collection of names, such as [{given!r}]; got the string {given!r}")
     if unknown := [name for name in given if name not in weights]:
         raise ValueError(
             f"{unknown[0]!r} is no weight with halves in the state dict; those are "
@@ -69,19 +84,23 @@ def node_of(pair: Pair, g: np.ndarray, v: np.ndarray, dim: Dims | None) -> Weigh
                 f"{name!r} is {half.dtype}, but the halves of a weight are real floating-point arrays; cast it"
                 + _or_plain(pair)
             )
-        if has_nan_or_infinity(half):
+        if _has_nan_or_infinity(half):
             raise ValueError(f"{name!r} has NaN or infinity in it: the model diverged before it was saved")
     if g.dtype != v.dtype:
         raise ValueError(
             f"{pair.g!r} is {g.dtype} and {pair.v!r} {v.dtype}, but PyTorch keeps both in one dtype; cast one of them"
         )
     if g.shape == () and v.ndim:  # a norm over the whole tensor: PyTorch's dim=None and dim=-1
+        if isinstance(dim, Mapping) and pair.weight in dim:
+            raise ValueError(
+                f"{pair.g!r} is one number, for a norm over all of {pair.v!r}, and for no dim; leave it out"
+            )
         return WeightNorm(g.reshape((1,) * v.ndim), v, tuple(range(-v.ndim, 0)))
     kept = _dim(pair, g.shape, v.shape, dim)
     return WeightNorm(g, v, tuple(axis - v.ndim for axis in range(v.ndim) if axis != kept))
 
 
-def has_nan_or_infinity(array: np.ndarray) -> bool:
+def _has_nan_or_infinity(array: np.ndarray) -> bool:
     """Whether a floating-point array has them; extrema pass NaN on, and need no memory."""
     return bool(array.size) and not (np.isfinite(array.min()) and np.isfinite(array.max()))
 
@@ -97,7 +116,7 @@ def _candidates(pattern: re.Pattern[str], names: Collection[str]) -> dict[str, P
 
 
 def _has_more(pair: Pair, names: Collection[str]) -> bool:
-    prefix = (pair.g or pair.v)[: -len("original0")]
+    prefix = half_names(pair.weight, "new")[0].removesuffix("original0")
     return sum(name.startswith(prefix) for name in names) > bool(pair.g) + bool(pair.v)
 
 
@@ -123,7 +142,7 @@ def _dim(pair: Pair, g: tuple[int, ...], v: tuple[int, ...], dim: Dims | None) -
     found = [axis for axis, shape in enumerate(possible) if shape == g]
     about = f"{pair.g!r} of shape {g}, for {pair.v!r} of shape {v},"
     if not found:
-        shapes = f"a norm has {', '.join(map(str, possible))} or ()" if possible else "a normalized weight has two axes"
+        shapes = f"a norm has {', '.join(map(str, possible))}{' or ' if possible else ''}()"
         raise ValueError(f"{about} fits no dim: {shapes}; mend it{_or_plain(pair)}")
     given = dim.get(pair.weight) if isinstance(dim, Mapping) else dim if len(found) > 1 else None
     if given is None and len(found) > 1:

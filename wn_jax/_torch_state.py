@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wn_jax._boxes import unbox
-from wn_jax._node import WeightNorm, is_node
+from wn_jax._node import WeightNorm, check_shapes, is_node
 from wn_jax._saved_leaves import check_has_numbers, is_array
-from wn_jax._torch_arrays import arrays_of
-from wn_jax._torch_pairs import Dims, check_known, find_pairs, node_of
+from wn_jax._torch_arrays import arrays_of, cast
+from wn_jax._torch_pairs import Dims, Scheme, check_known, find_pairs, half_names, node_of
 from wn_jax._transform import flatten_with_keys, leaf_path
-
-Scheme = Literal["new", "old"]
 
 
 def from_state_dict(state: Any, dim: Dims | None = None, plain: Collection[str] = ()) -> dict[str, Any]:
@@ -38,13 +38,13 @@ def from_state_dict(state: Any, dim: Dims | None = None, plain: Collection[str] 
 
     Returns:
         Nested dicts of NumPy arrays. They share memory with the tensors, where those are on the CPU: training the
-        PyTorch model further changes them. (`to_flax`, `jax.numpy.array` and `wn_jax.reconstruct` make copies.)
+        PyTorch model further changes them. (`to_flax` and `to_state_dict` make copies.)
 
     Raises:
         ValueError: half of a pair is missing; a weight is there twice, in two schemes or also folded; `g` fits no
             `dim`, or several; a half is no floating-point array, has NaN or infinity, or another dtype than the other;
             the file is cut off; a value is no array.
-        TypeError: `state` is neither a mapping of names nor a path.
+        TypeError: `state` is neither a mapping of names nor a path; `dim` or `plain` is of a wrong type.
         OSError: the file cannot be read.
 
     >>> state = {"conv.weight_g": np.ones((6, 1, 1)), "conv.weight_v": np.ones((6, 4, 3)), "conv.bias": np.zeros(6)}
@@ -56,12 +56,17 @@ def from_state_dict(state: Any, dim: Dims | None = None, plain: Collection[str] 
     """
     arrays = arrays_of(state)
     pairs = find_pairs(arrays, plain)
+    if not isinstance(dim, Mapping | int | None):
+        raise TypeError(f"dim is an int, or a dict from names to ints; got {dim!r}")
     check_known(dim if isinstance(dim, Mapping) else (), pairs)
     leaves: dict[str, Any] = dict(arrays)
     for pair in pairs.values():
         del leaves[pair.g], leaves[pair.v]
         if pair.weight in leaves:
-            raise ValueError(f"{pair.weight!r} is in the state dict, and so are its halves {pair.g!r} and {pair.v!r}")
+            raise ValueError(
+                f"{pair.weight!r} is in the state dict, and so are its halves {pair.g!r} and {pair.v!r}; leave out the "
+                f"one or the others, or take the halves as plain arrays: plain=[{pair.weight!r}]"
+            )
         leaves[pair.weight] = node_of(pair, arrays[pair.g], arrays[pair.v], dim)
     return nested(leaves)
 
@@ -77,12 +82,13 @@ def to_state_dict(tree: Any, scheme: Scheme | Callable[[str], Scheme] = "new") -
             returns one of them. Modules of the new style load both.
 
     Returns:
-        NumPy arrays of their own, for `torch.from_numpy` or `safetensors.numpy.save_file`. `g` is rounded to the dtype
-        of `v`, as PyTorch keeps both in one.
+        NumPy arrays of their own, for `torch.from_numpy` or `safetensors.numpy.save_file`; PyTorch reads bfloat16 and
+        float8 from such a file only (`safetensors.torch.load_file`). `g` is rounded to the dtype of `v`, as PyTorch
+        keeps both in one.
 
     Raises:
-        ValueError: a node keeps other axes than one or none (PyTorch's `dim`); two leaves get one name; a leaf is
-            abstract, or no array.
+        ValueError: a node keeps other axes than one or none (PyTorch's `dim`), its shapes do not fit, or `g` is too
+            large for the dtype of `v`; two leaves get one name; a leaf is abstract, or no array of numbers.
     """
     state: dict[str, np.ndarray] = {}
     for name, leaf in leaves_by_name(tree).items():
@@ -107,10 +113,16 @@ def leaves_by_name(tree: Any) -> dict[str, Any]:
 def as_numpy(name: str, leaf: Any) -> Any:
     """A leaf, an array or a node, with NumPy arrays in it, which may share memory with it."""
     if isinstance(leaf, WeightNorm):
-        return dataclasses.replace(leaf, g=as_numpy(f"{name}/g", leaf.g), v=as_numpy(f"{name}/v", leaf.v))
+        node = dataclasses.replace(leaf, g=as_numpy(f"{name}/g", leaf.g), v=as_numpy(f"{name}/v", leaf.v))
+        try:
+            check_shapes(node.g.shape, node.v.shape, node.axes)
+        except ValueError as error:
+            raise ValueError(f"{name!r}: {error}") from None
+        return node
     value = unbox(leaf)
-    if is_node(value) or not is_array(value):
-        raise ValueError(f"{name!r} is a {type(value).__name__}, not an array; a state dict cannot hold it")
+    if is_node(value) or not is_array(value) or jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        kind = value.dtype if is_array(value) else type(value).__name__
+        raise ValueError(f"{name!r} is of type {kind}, not an array of numbers; leave it out")
     check_has_numbers(name, value)
     return np.asarray(value)
 
@@ -142,14 +154,9 @@ def _halves(name: str, leaf: Any, scheme: Scheme | Callable[[str], Scheme]) -> d
             f"{name!r} has a norm for each place along the axes {kept} of its shape {v.shape}; PyTorch's weight norm "
             "keeps one axis (dim), or none. wn_jax.reconstruct the tree to export weights"
         )
-    module, _, weight = name.rpartition(".")
-    dot = "." if module else ""
-    chosen = scheme(name) if callable(scheme) else scheme
-    if chosen == "old":
-        names = [f"{name}_g", f"{name}_v"]
-    elif chosen == "new":
-        names = [f"{module}{dot}parametrizations.{weight}.original{half}" for half in "01"]
-    else:
-        raise ValueError(f"scheme is 'new' or 'old', or a function that returns one of them; got {chosen!r}")
-    g = g.astype(v.dtype).reshape(g.shape if kept else ())
+    names = half_names(name, scheme(name) if callable(scheme) else scheme)
+    try:
+        g = cast(g, v.dtype).reshape(g.shape if kept else ())
+    except ValueError as error:
+        raise ValueError(f"{name!r}: g {error}, the dtype of v; PyTorch keeps both in one") from None
     return dict(zip(names, (g, v), strict=True))

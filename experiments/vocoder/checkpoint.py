@@ -27,8 +27,7 @@ def load(config: GeneratorConfig, path: Path) -> Any:
         variables = to_flax(from_state_dict(path, dim=0), target, names(config))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is no checkpoint of this generator: {error}") from None
-    nodes = [isinstance(leaf, wn.WeightNorm) for leaf in jax.tree.leaves(variables, is_leaf=_is_node)]
-    if not any(nodes):
+    if not any(map(_is_node, jax.tree.leaves(variables, is_leaf=_is_node))):
         raise ConfigError(
             f"{path} has no weight norms in it, as after remove_weight_norm(); save the checkpoint before that"
         )

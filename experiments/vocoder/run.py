@@ -23,7 +23,7 @@ from experiments.vocoder import checkpoint, picture, sound
 from experiments.vocoder.config import VocoderConfig
 from experiments.vocoder.hifigan import Generator
 from experiments.vocoder.mel import log_mel
-from experiments.vocoder.tuning import mel_loss, tune
+from experiments.vocoder.tuning import check_finite, mel_loss, tune
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +57,13 @@ def run(config: VocoderConfig, source: Path | None, out: Path, on_step: Callable
             ported = checkpoint.load(config.generator, _random_checkpoint(config, out))
         trained = _trained(config, ported, mel, out, on_step)
         before, after = live(ported, mel), live(trained, mel)
+        losses = [float(loss(variables, mel)) for variables in (ported, trained)]
+        check_finite(config, losses[1], config.tuning.steps + 1)
         _write_sounds(config, {"target": target, "before": before[0], "after": after[0]}, out)
         apart = _write_served(config, trained, mel, after, out)
     except OSError as error:
         raise RunError(f"{out}: cannot be written to: {error}") from None
-    return Result(float(loss(ported, mel)), float(loss(trained, mel)), *apart)
+    return Result(*losses, *apart)
 
 
 def check_folder(path: Path) -> None:
@@ -102,13 +104,13 @@ def _trained(
     config: VocoderConfig, variables: Any, mel: jax.Array, out: Path, on_step: Callable[[int, float], None]
 ) -> Any:
     """The variables after training; the losses on the way go into a file."""
-    records = []
+    records = ""
     for step, loss, new in tune(config, variables, mel):
         on_step(step, loss)
         variables = new
         if step % config.tuning.record_every == 0:
-            records.append(json.dumps({"step": step, "mel_loss": loss}) + "\n")
-    files.write(out / "metrics.jsonl", "".join(records))
+            records += json.dumps({"step": step, "mel_loss": loss}) + "\n"
+            files.write(out / "metrics.jsonl", records)
     return variables
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,8 +50,11 @@ def tune(config: VocoderConfig, variables: Any, mel: jax.Array) -> Iterator[tupl
     state = optimizer.init(params)
     for i in range(1, config.tuning.steps + 1):
         params, state, value = step(params, state, buffers)
-        if not jnp.isfinite(value):
-            raise RunError(
-                f"the loss is {float(value)} at step {i}; lower tuning.learning_rate ({config.tuning.learning_rate})"
-            )
+        check_finite(config, float(value), i)
         yield i, float(value), {"params": params, **buffers}
+
+
+def check_finite(config: VocoderConfig, loss: float, step: int) -> None:
+    """Raises where the loss at a step is not finite."""
+    if not math.isfinite(loss):
+        raise RunError(f"the loss is {loss} at step {step}; lower tuning.learning_rate ({config.tuning.learning_rate})")
