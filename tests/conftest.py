@@ -4,7 +4,13 @@ import os
 
 import pytest
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+def pytest_configure(config):
+    """Before JAX starts. The default run compiles without LLVM's optimization, which takes most of its time."""
+    flags = ["--xla_force_host_platform_device_count=8"]
+    if config.option.markexpr == "not slow":
+        flags.append("--xla_backend_optimization_level=0")
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 
 @pytest.fixture

@@ -1,47 +1,17 @@
 """What is wrong with a map of names or a target is said: which key or leaf, why, and what to do."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import wn_jax as wn
 from tests.messages import pattern
-from wn_jax.torch import Array, conv, from_flax, from_state_dict, linear, to_flax, to_state_dict
-
-RNG = np.random.default_rng(0)
-
-
-def numbers(*shape):
-    return RNG.standard_normal(shape, np.float32)
+from tests.ported import NAMES, STATE, TARGET, changed, numbers
+from wn_jax.torch import Array, conv, from_state_dict, linear, to_flax, to_state_dict
 
 
 def without(state, key):
     return {name: value for name, value in state.items() if not name.endswith(key)}
-
-
-# A checkpoint of two layers, and the Flax tree that it belongs to.
-STATE = {
-    "encoder.0.weight_g": numbers(6, 1, 1),
-    "encoder.0.weight_v": numbers(6, 4, 3),
-    "encoder.0.bias": numbers(6),
-    "head.weight": numbers(2, 6),
-    "head.bias": numbers(2),
-    "steps": np.array(7),
-}
-TARGET = {
-    "conv_0": {"kernel": jnp.zeros((3, 4, 6)), "bias": jnp.zeros(6)},
-    "head": {"kernel": jnp.zeros((6, 2)), "bias": jnp.zeros(2)},
-}
-NAMES = {"encoder.{i}": conv("conv_{i}"), "head": linear("head"), "steps": None}
-
-
-def changed(tree, *path, to):
-    """A copy of nested dicts with another leaf; `None` takes it out."""
-    key, *rest = path
-    if rest:
-        return {**tree, key: changed(tree[key], *rest, to=to)}
-    return {k: v for k, v in tree.items() if k != key} | ({} if to is None else {key: to})
 
 
 NODE = {
@@ -50,11 +20,8 @@ NODE = {
 }
 
 
-def test_the_map_of_these_tests_fits():
-    params = to_flax(from_state_dict(STATE), TARGET, NAMES)
-    np.testing.assert_array_equal(params["head"]["kernel"], STATE["head.weight"].T)
+def test_a_target_with_the_checkpoints_axes():
     assert to_flax(from_state_dict(STATE), NODE[-3, -2], NAMES)["conv_0"]["kernel"].axes == (-3, -2)
-    assert to_state_dict(from_flax(params, NAMES), "old").keys() == STATE.keys() - {"steps"}
 
 
 @pytest.mark.parametrize(
@@ -275,60 +242,3 @@ def test_halves_that_were_not_made_nodes():
 def test_what_is_no_map(names, words):
     with pytest.raises(TypeError, match=pattern(words)):
         to_flax(from_state_dict(STATE), TARGET, names)
-
-
-GATES = Array(("conv_0/kernel", "conv_1/kernel"), "(gate o) i -> gate i o", {"gate": 2})
-
-
-@pytest.mark.parametrize(
-    ("params", "names", "words"),
-    [
-        (
-            TARGET,
-            {"head": linear("head")},
-            "these leaves of params have no place in the map: 'conv_0/bias', 'conv_0/kernel'",
-        ),
-        (
-            TARGET,
-            NAMES | {"again": "head/bias"},
-            "'head/bias' is in two places of the map, as 'head.bias' and 'again'; leave out one",
-        ),
-        (
-            {"conv_0": {"kernel": jnp.ones((3, 2))}},
-            {"w": GATES},
-            "'w' needs 'conv_1/kernel', which params does not",
-        ),
-        (
-            {"conv_0": {"kernel": jnp.ones((3, 2))}, "conv_1": {"kernel": jnp.ones((4, 2))}},
-            {"w": GATES},
-            "'w', made of 'conv_0/kernel', 'conv_1/kernel', one array is made of .* which differ: ('array', (3, 2))",
-        ),
-        (
-            {"a": jnp.ones(2), "b": jnp.ones(2)},
-            {"": {"w": "a"}, "w": "b"},
-            "'w' is made of 'b', and of other leaves too",
-        ),
-        ({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)}, {"x": "a/b"}, "two leaves of params have the path 'a/b'"),
-        (
-            {"a": wn.WeightNorm(numbers(2, 1), numbers(2, 3), (-1,))},
-            {"x": Array("a", add=True), "y": Array("a", add=True)},
-            "'a' is in two places of the map, as 'x' and 'y'",
-        ),
-        ({"a": jax.random.key(0)}, {"x": "a"}, "'a' is of type key<fry>, not an array of numbers"),
-        ({"a": jax.random.key(0)}, {}, "no place in the map: 'a'. .*nnx.state(model, nnx.Param)"),
-    ],
-)
-def test_a_tree_that_the_map_does_not_lead_back(params, names, words):
-    with pytest.raises(ValueError, match=pattern(words)):
-        from_flax(params, names)
-
-
-def test_the_result_shares_no_memory_with_the_checkpoint():
-    state = {key: np.array(value) for key, value in STATE.items()}
-    params = to_flax(from_state_dict(state), TARGET, NAMES)
-    for value in state.values():
-        value[...] = 0
-    np.testing.assert_array_equal(
-        params["conv_0"]["kernel"].v, np.moveaxis(STATE["encoder.0.weight_v"], 0, 1).T.swapaxes(1, 2)
-    )
-    np.testing.assert_array_equal(params["head"]["bias"], STATE["head.bias"])

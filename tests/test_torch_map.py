@@ -1,0 +1,74 @@
+"""A map of names that fits, and the way back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import wn_jax as wn
+from tests.messages import pattern
+from tests.ported import NAMES, STATE, TARGET, numbers
+from wn_jax.torch import Array, from_flax, from_state_dict, linear, to_flax, to_state_dict
+
+
+def test_a_map_that_fits():
+    params = to_flax(from_state_dict(STATE), TARGET, NAMES)
+    np.testing.assert_array_equal(params["head"]["kernel"], STATE["head.weight"].T)
+    assert to_state_dict(from_flax(params, NAMES), "old").keys() == STATE.keys() - {"steps"}
+
+
+GATES = Array(("conv_0/kernel", "conv_1/kernel"), "(gate o) i -> gate i o", {"gate": 2})
+
+
+@pytest.mark.parametrize(
+    ("params", "names", "words"),
+    [
+        (
+            TARGET,
+            {"head": linear("head")},
+            "these leaves of params have no place in the map: 'conv_0/bias', 'conv_0/kernel'",
+        ),
+        (
+            TARGET,
+            NAMES | {"again": "head/bias"},
+            "'head/bias' is in two places of the map, as 'head.bias' and 'again'; leave out one",
+        ),
+        (
+            {"conv_0": {"kernel": jnp.ones((3, 2))}},
+            {"w": GATES},
+            "'w' needs 'conv_1/kernel', which params does not",
+        ),
+        (
+            {"conv_0": {"kernel": jnp.ones((3, 2))}, "conv_1": {"kernel": jnp.ones((4, 2))}},
+            {"w": GATES},
+            "'w', made of 'conv_0/kernel', 'conv_1/kernel', one array is made of .* which differ: ('array', (3, 2))",
+        ),
+        (
+            {"a": jnp.ones(2), "b": jnp.ones(2)},
+            {"": {"w": "a"}, "w": "b"},
+            "'w' is made of 'b', and of other leaves too",
+        ),
+        ({"a": {"b": jnp.ones(1)}, "a/b": jnp.ones(1)}, {"x": "a/b"}, "two leaves of params have the path 'a/b'"),
+        (
+            {"a": wn.WeightNorm(numbers(2, 1), numbers(2, 3), (-1,))},
+            {"x": Array("a", add=True), "y": Array("a", add=True)},
+            "'a' is in two places of the map, as 'x' and 'y'",
+        ),
+        ({"a": jax.random.key(0)}, {"x": "a"}, "'a' is of type key<fry>, not an array of numbers"),
+        ({"a": jax.random.key(0)}, {}, "no place in the map: 'a'. .*nnx.state(model, nnx.Param)"),
+    ],
+)
+def test_a_tree_that_the_map_does_not_lead_back(params, names, words):
+    with pytest.raises(ValueError, match=pattern(words)):
+        from_flax(params, names)
+
+
+def test_the_result_shares_no_memory_with_the_checkpoint():
+    state = {key: np.array(value) for key, value in STATE.items()}
+    params = to_flax(from_state_dict(state), TARGET, NAMES)
+    for value in state.values():
+        value[...] = 0
+    np.testing.assert_array_equal(
+        params["conv_0"]["kernel"].v, np.moveaxis(STATE["encoder.0.weight_v"], 0, 1).T.swapaxes(1, 2)
+    )
+    np.testing.assert_array_equal(params["head"]["bias"], STATE["head.bias"])
