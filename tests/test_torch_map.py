@@ -17,6 +17,16 @@ def test_a_map_that_fits():
     assert to_state_dict(from_flax(params, NAMES), "old").keys() == STATE.keys() - {"steps"}
 
 
+def test_none_leaves_out_a_whole_module():
+    target = {"conv_0": TARGET["conv_0"]}
+    params = to_flax(from_state_dict(STATE), target, NAMES | {"head": None})
+    np.testing.assert_array_equal(params["conv_0"]["bias"], STATE["encoder.0.bias"])
+    params = to_flax(from_state_dict(STATE), {"head": TARGET["head"]}, NAMES | {"encoder.{i}": None})
+    assert params["head"]["bias"].shape == (2,)
+    with pytest.raises(ValueError, match=pattern("keys without a place in the map .*: 'head.bias', 'head.weight'")):
+        to_flax(from_state_dict(STATE), target, {"encoder.{i}": NAMES["encoder.{i}"], "he": None, "steps": None})
+
+
 GATES = Array(("conv_0/kernel", "conv_1/kernel"), "(gate o) i -> gate i o", {"gate": 2})
 
 

@@ -40,6 +40,12 @@ def test_a_target_with_the_checkpoints_axes():
             changed(NAMES, "encoder.{i}", to=conv("cnov_{i}")),
             "'encoder.0.weight' goes to 'cnov_0/kernel', which the target does not have (did you mean 'conv_0/kernel'",
         ),
+        (
+            STATE,
+            TARGET,
+            {"encodr.{i}": conv("conv_{i}"), "head": linear("head"), "steps": None, "tail": None},
+            "keys without a place .*'encoder.0.bias', .*entries of the map that no key is like: 'encodr.{i}', 'tail'",
+        ),
         (without(STATE, "head.bias"), TARGET, NAMES, "leaves of the target that get nothing: 'head/bias'"),
         (
             STATE,

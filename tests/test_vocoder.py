@@ -136,8 +136,7 @@ def test_gradients_of_g_and_v_equal_torch(pair):
 def test_the_way_back_is_exact(pair):
     _, config, variables, state = pair
     again = checkpoint.state_dict(config, variables)
-    left_out = set() if config.normalize_before else {"mean", "scale"}
-    assert again.keys() == state.keys() - left_out
+    assert again.keys() == state.keys()
     assert all(np.array_equal(value, state[key]) for key, value in again.items())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from wn_jax._node import WeightNorm, is_node
 from wn_jax._saved_leaves import is_array
 from wn_jax._torch_fit import fitted
 from wn_jax._torch_layouts import kind_of
-from wn_jax._torch_names import NameMap, Rule, has_numbers, rules_of
+from wn_jax._torch_names import NameMap, Rule, rules_of
 from wn_jax._torch_state import as_numpy, leaves_by_name, nested
 from wn_jax._transform import did_you_mean, flatten
 
@@ -35,7 +35,8 @@ def to_flax(tree: Any, target: Any, names: NameMap) -> Any:
             has the names and the sharding of the other axes.
         names: from PyTorch's names (`'encoder.conv.weight'`, also of a weight in halves) to places in the target. A
             place is a path, an `Array` with a layout, what `linear`, `conv` and the like return for a layer, or `None`
-            for what is to be left out. `{i}` in a name stands for any number, and in its paths for the same.
+            for a name, or a whole module, that is to be left out. `{i}` in a name stands for any number, and in its
+            paths for the same.
 
     Returns:
         A new tree, of JAX arrays of their own. Floating-point numbers get the target's dtype, and a `g` that has none
@@ -55,8 +56,12 @@ def to_flax(tree: Any, target: Any, names: NameMap) -> Any:
     """
     rules = rules_of(names)
     wanted, treedef = _by_path(target, "the target")
-    found, unused = _placed(leaves_by_name(tree), rules)
-    _check_complete(found, unused, wanted)
+    leaves = leaves_by_name(tree)
+    found, unused = _placed(leaves, rules)
+    if problems := _left_over(found, unused, wanted):
+        if idle := _idle(leaves, rules):
+            problems.append(f"entries of the map that no key is like: {', '.join(map(repr, idle))}")
+        raise ValueError("; ".join(problems))
     for path, placed in found.items():
         with _about(f"{' and '.join(map(repr, placed.names))}, for {path!r},"):
             wanted[path] = fitted(placed.value, wanted[path])
@@ -116,9 +121,9 @@ def _placed(leaves: Mapping[str, Any], rules: list[Rule]) -> tuple[dict[str, _Pl
     unused = []
     literal = collections.defaultdict[str, list[Rule]](list)
     for rule in rules:
-        if not has_numbers(rule.name):
+        if rule.literal:
             literal[rule.name].append(rule)
-    patterns = [rule for rule in rules if has_numbers(rule.name)]
+    patterns = [rule for rule in rules if not rule.literal]
     for name, leaf in leaves.items():
         candidates = (*literal.get(name, ()), *patterns)
         matches = [(rule, paths) for rule in candidates if (paths := rule.paths_for(name)) is not None]
@@ -151,8 +156,8 @@ def _can_be_added(value: Any) -> bool:
     return not isinstance(value, WeightNorm) and jnp.issubdtype(value.dtype, jnp.floating)
 
 
-def _check_complete(found: Mapping[str, _Placed], unused: list[str], wanted: Mapping[str, Any]) -> None:
-    """Raises, listing all of them, where keys or leaves are left over."""
+def _left_over(found: Mapping[str, _Placed], unused: list[str], wanted: Mapping[str, Any]) -> list[str]:
+    """What is to be said of keys and leaves that are left over, naming all of them."""
     missing = [path for path, leaf in wanted.items() if path not in found and _holds_array(leaf)]
     problems = []
     if unused:
@@ -165,8 +170,18 @@ def _check_complete(found: Mapping[str, _Placed], unused: list[str], wanted: Map
         problems.append(f"leaves of the target that get nothing: {listed}; give them a key, or leave them out{_OF_NNX}")
     if any(name.endswith(("weight_g", ".original0")) for name in unused):
         problems.append("halves of weights become nodes by from_state_dict: to_flax(from_state_dict(state), ...)")
-    if problems:
-        raise ValueError("; ".join(problems))
+    return problems
+
+
+def _idle(names: Collection[str], rules: list[Rule]) -> list[str]:
+    """The modules of the map that not one key is of. (That a layer has no bias is no news.)"""
+
+    def is_used(rule: Rule) -> bool:
+        return rule.name in names if rule.literal else any(rule.paths_for(name) is not None for name in names)
+
+    modules = {rule.name: rule.name.rpartition(".")[0] or rule.name for rule in rules}
+    used = {modules[rule.name] for rule in rules if is_used(rule)}
+    return [module for module in dict.fromkeys(modules.values()) if module not in used]
 
 
 def _taken(name: str, path: str, rule: Rule, leaves: Mapping[str, Any], taken: dict[str, Rule]) -> Any:

@@ -15,12 +15,16 @@ _NUMBER = re.compile(r"\{([A-Za-z]\w*)\}")
 
 
 class Rule:
-    """A name, in which `{i}` stands for any number, and its place, whose paths have the same numbers."""
+    """A name, in which `{i}` stands for any number, and its place, whose paths have the same numbers.
+
+    Without a place, it is about all that the name is the beginning of: a whole module that is left out.
+    """
 
     def __init__(self, name: str, place: Array | None):
         self.name, self.place = name, place
+        self.literal = place is not None and not _NUMBER.search(name)
         self._paths = place.paths if place else ()
-        self._name_pattern = _pattern(name)
+        self._name_pattern = _pattern(name, "" if place else r"(\..*)?")
         self._path_patterns = [_pattern(path) for path in self._paths]
 
     def paths_for(self, name: str) -> list[str] | None:
@@ -30,7 +34,7 @@ class Rule:
 
     def names_among(self, paths: Collection[str]) -> Iterator[tuple[str, list[str]]]:
         """The names that are made of some of these paths, each with all of its paths, there or not."""
-        if not has_numbers(self.name):
+        if self.literal:
             if any(path in paths for path in self._paths):
                 yield self.name, list(self._paths)
             return
@@ -65,11 +69,6 @@ def rules_of(names: NameMap) -> list[Rule]:
     return rules
 
 
-def has_numbers(template: str) -> bool:
-    """Whether it stands for many names."""
-    return _NUMBER.search(template) is not None
-
-
 def _rules(names: NameMap, prefix: str) -> Iterator[Rule]:
     for key, place in names.items():
         if not isinstance(key, str):
@@ -87,8 +86,8 @@ def _rules(names: NameMap, prefix: str) -> Iterator[Rule]:
             )
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    """A template as a regular expression; a number that occurs again must be the same."""
+def _pattern(template: str, rest: str = "") -> re.Pattern[str]:
+    """A template as a regular expression, with one for the rest; a number that occurs again must be the same."""
     pattern, seen = "", set[str]()
     for i, part in enumerate(_NUMBER.split(template)):
         if i % 2 == 0:
@@ -96,7 +95,7 @@ def _pattern(template: str) -> re.Pattern[str]:
         else:
             pattern += rf"(?P={part})" if part in seen else rf"(?P<{part}>\d+)"
             seen.add(part)
-    return re.compile(pattern)
+    return re.compile(pattern + rest, re.DOTALL)
 
 
 def _filled(template: str, numbers: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,23 @@ def load(config: GeneratorConfig, path: Path) -> Any:
     Raises:
         ConfigError: the file cannot be read, or is not one of this generator with its weight norms.
     """
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
     frames = jax.ShapeDtypeStruct((1, 4, config.model_in_dim), np.float32)
     target = jax.eval_shape(Generator(config).init, jax.random.key(0), frames)
     try:
-        variables = to_flax(from_state_dict(path, dim=0), target, names(config))
+        tree = from_state_dict(path, dim=0)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is no checkpoint of this generator: {error}") from None
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    _check_kind(config, tree, path)
+    try:
+        variables = to_flax(tree, target, names(config))
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is no checkpoint of the generator that [generator] describes (look at resblock, "
+            "resblock_kernel_sizes, resblock_dilation_sizes, upsample_rates, upsample_kernel_sizes, model_in_dim and "
+            f"normalize_before): {textwrap.shorten(str(error), 1200)}"
+        ) from None
     if not any(map(_is_node, jax.tree.leaves(variables, is_leaf=_is_node))):
         raise ConfigError(
             f"{path} has no weight norms in it, as after remove_weight_norm(); save the checkpoint before that"
@@ -36,7 +48,7 @@ def load(config: GeneratorConfig, path: Path) -> Any:
 
 def state_dict(config: GeneratorConfig, variables: Any) -> dict[str, np.ndarray]:
     """A generator's variables as a PyTorch state dict, in the old scheme, which modules of both styles load."""
-    return to_state_dict(from_flax(variables, names(config)), "old")
+    return _normalization(config) | to_state_dict(from_flax(variables, names(config)), "old")
 
 
 def random_state_dict(config: GeneratorConfig, seed: int) -> dict[str, np.ndarray]:
@@ -65,9 +77,28 @@ def random_state_dict(config: GeneratorConfig, seed: int) -> dict[str, np.ndarra
                 for k in range(len(dilations)):
                     layer(f"resblocks.{i * len(kinds) + j}.{convs}.{k}", (channels, channels, size), channels)
     layer("conv_post", (1, channels, 7), 1)
-    if config.names == "transformers":
-        state |= {"mean": np.zeros(config.model_in_dim, np.float32), "scale": np.ones(config.model_in_dim, np.float32)}
-    return state
+    return state | _normalization(config)
+
+
+def _normalization(config: GeneratorConfig) -> dict[str, np.ndarray]:
+    """The mean and the scale of spectrograms that `SpeechT5HifiGan` has, also where it does not use them."""
+    if config.names == "published":
+        return {}
+    return {"mean": np.zeros(config.model_in_dim, np.float32), "scale": np.ones(config.model_in_dim, np.float32)}
+
+
+def _check_kind(config: GeneratorConfig, tree: dict[str, Any], path: Path) -> None:
+    """Raises where a checkpoint has other names, or numbers that this generator would not use."""
+    if "generator" in tree:
+        raise ConfigError(f"{path} is of a larger model; save the state dict of its generator alone")
+    found = "published" if "ups" in tree else "transformers" if "upsampler" in tree else config.names
+    if found != config.names:
+        raise ConfigError(f"{path} has the names of generator.names = {found!r}, and not {config.names!r}; set that")
+    if not config.normalize_before and (np.any(tree.get("mean", 0) != 0) or np.any(tree.get("scale", 1) != 1)):
+        raise ConfigError(
+            f"{path} has a mean and a scale of spectrograms that generator.normalize_before = false would leave out; "
+            "set it to true, as in the config.json of the checkpoint"
+        )
 
 
 def _is_node(leaf: Any) -> bool:

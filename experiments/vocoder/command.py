@@ -23,10 +23,10 @@ Checkpoint = Annotated[
 
 def vocoder(config_file: ConfigFile, checkpoint: Checkpoint = None, set_: Settings = None, out: Out = None) -> None:
     """Port a HiFi-GAN generator from PyTorch, train it on (g, v) towards a sound, fold, export, and write WAV files."""
-    with user_errors(), interruptible(lambda: "interrupted"):
+    with user_errors():
         config = toml_file.load_table(VocoderConfig, config_file, set_ or ())
         path = out or new_folder(config.name)
-        with progress_bar() as progress:
+        with interruptible(lambda: f"interrupted; {path} is not complete"), progress_bar() as progress:
             task = progress.add_task("compiling", total=config.tuning.steps)
 
             def on_step(step: int, loss: float) -> None:
@@ -34,8 +34,10 @@ def vocoder(config_file: ConfigFile, checkpoint: Checkpoint = None, set_: Settin
                 progress.update(task, completed=step, description=f"mel loss {loss:.4f}")
 
             result = run(config, checkpoint, path, on_step)
+            interrupt.check()
         console.print(
             f"mel loss {result.before:.4f} before, {result.after:.4f} after {config.tuning.steps} steps\n"
+            f"level {result.levels[1]:.1f} dB of full scale, of the target {result.levels[0]:.1f}\n"
             f"folded is apart from live by {result.folded_apart:.1e}, exported by {result.exported_apart:.1e}\n"
             f"listen to {path / 'after.wav'}, look at {path / 'spectrograms.png'}\nall of it: {path}",
             soft_wrap=True,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, PositiveFloat
 
+from experiments.config import Name
 from experiments.tables import Count, CountOrZero, Table, sequence
 
 Counts = Annotated[tuple[Count, ...], pydantic.BeforeValidator(sequence), Field(min_length=1)]
@@ -95,12 +96,12 @@ class MelConfig(Table):
 
 
 class TuningConfig(Table):
-    """Training towards the synthesized sound, of `seconds`, with Adam, on all of it in each step.
+    """Training towards the synthesized sound, of at most 60 `seconds`, with Adam, on all of it in each step.
 
     `seed` is that of the random weights, where no checkpoint is given.
     """
 
-    seconds: PositiveFloat
+    seconds: Annotated[float, Field(gt=0, le=60)]
     steps: Count
     learning_rate: PositiveFloat
     record_every: Count = 10
@@ -110,7 +111,7 @@ class TuningConfig(Table):
 class VocoderConfig(Table):
     """All of it."""
 
-    name: str
+    name: Name
     generator: GeneratorConfig
     mel: MelConfig
     tuning: TuningConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,15 @@ from experiments.vocoder.tuning import check_finite, mel_loss, tune
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The mel loss before and after training; how far the folded and the exported generator are from the live one."""
+    """The mel loss before and after training; how far the folded and the exported generator are from the live one.
+
+    `levels` are those of the target and of the sound after training: the root mean square in dB of full scale, less a
+    constant part.
+    """
 
     before: float
     after: float
+    levels: tuple[float, float]
     folded_apart: float
     exported_apart: float
 
@@ -63,7 +69,7 @@ def run(config: VocoderConfig, source: Path | None, out: Path, on_step: Callable
         apart = _write_served(config, trained, mel, after, out)
     except OSError as error:
         raise RunError(f"{out}: cannot be written to: {error}") from None
-    return Result(*losses, *apart)
+    return Result(losses[0], losses[1], (_level(target), _level(after[0])), *apart)
 
 
 def check_folder(path: Path) -> None:
@@ -73,8 +79,10 @@ def check_folder(path: Path) -> None:
         ConfigError: it has something in it, or is none.
     """
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path}: already exists and is not an empty folder; choose another one with --out")
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: is a file; choose another folder with --out")
+        if path.exists() and any(path.iterdir()):
+            raise ConfigError(f"{path}: already exists and is not empty; choose another folder with --out")
     except OSError as error:
         raise ConfigError(f"{path}: the folder cannot be used: {error}; choose another one with --out") from None
 
@@ -100,6 +108,10 @@ def _target(config: VocoderConfig) -> np.ndarray:
     return sound.chord(config.tuning.seconds, rate, int(config.tuning.seconds * rate) // hop * hop)
 
 
+def _level(waveform: Any) -> float:
+    return 20 * math.log10(max(float(np.std(waveform)), 1e-9))
+
+
 def _trained(
     config: VocoderConfig, variables: Any, mel: jax.Array, out: Path, on_step: Callable[[int, float], None]
 ) -> Any:
@@ -123,7 +135,9 @@ def _write_sounds(config: VocoderConfig, sounds: dict[str, Any], out: Path) -> N
     files.write(out / "spectrograms.png", picture.spectrograms(mels, len(sounds["target"]) / rate))
 
 
-def _write_served(config: VocoderConfig, variables: Any, mel: jax.Array, live: jax.Array, out: Path) -> list[float]:
+def _write_served(
+    config: VocoderConfig, variables: Any, mel: jax.Array, live: jax.Array, out: Path
+) -> tuple[float, float]:
     """The generator as PyTorch's state dicts, live and folded, and as StableHLO; how far the last two are from live."""
     generator, plain = Generator(config.generator), wn.reconstruct(variables)
     for name, tree in (("generator", variables), ("generator-folded", plain)):
@@ -132,4 +146,4 @@ def _write_served(config: VocoderConfig, variables: Any, mel: jax.Array, live: j
     exported = export(generator, plain)
     files.write(out / "generator.stablehlo", exported)
     folded, served = jax.jit(generator.apply)(plain, mel), jax.export.deserialize(bytearray(exported)).call(mel)
-    return [float(jnp.max(jnp.abs(waveform - live))) for waveform in (folded, served)]
+    return float(jnp.max(jnp.abs(folded - live))), float(jnp.max(jnp.abs(served - live)))
