@@ -8,7 +8,7 @@ from tests.experiments import ROOT, invoke
 
 
 def test_help_reads():
-    for command in ([], ["compare"], ["train"], ["sweep"], ["report"], ["fetch"], ["step-time"], ["overhead"]):
+    for command in ([], ["compare"], ["train"], ["sweep"], ["report"], ["fetch"], ["step-time"], ["overhead"], ["vocoder"]):
         result = invoke(*command, "--help")
         assert result.exit_code == 0
         assert "Usage: " in result.output
