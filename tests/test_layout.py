@@ -8,7 +8,8 @@ from tests.experiments import ROOT, invoke
 
 
 def test_help_reads():
-    for command in ([], ["compare"], ["train"], ["sweep"], ["report"], ["fetch"], ["step-time"], ["overhead"], ["vocoder"]):
+    commands = "compare train sweep conditioning report fetch step-time overhead vocoder".split()
+    for command in ([], *([name] for name in commands)):
         result = invoke(*command, "--help")
         assert result.exit_code == 0
         assert "Usage: " in result.output
