@@ -1,6 +1,6 @@
 """Small models of `transformers` that hold weight norms, with random weights, and how many pairs each has.
 
-The numbers are counted from the architectures, layer by layer, before wn_jax is asked.
+The numbers are counted from the architectures, layer by layer.
 """
 
 import contextlib
