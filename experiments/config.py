@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import pydantic
-from pydantic import Field, PositiveFloat
+from pydantic import PositiveFloat
 
 from experiments import data
 from experiments.conditioning.table import ConditioningConfig
 from experiments.optimizers import OptimizerConfig
-from experiments.tables import Count, CountOrZero, Fraction, Table, unknown
+from experiments.tables import Count, CountOrZero, Fraction, Name, Table, unknown
 from experiments.tasks import AnyModelConfig
 
 
@@ -131,9 +131,6 @@ class ArmConfig(Table):
                 f"train.members_per_call ({self.train.members_per_call})"
             )
         return self
-
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 
 
 class Experiment(Table):

@@ -12,6 +12,7 @@ from pydantic import Field
 # JAX counts steps and seeds in 32 bits.
 Count = Annotated[int, Field(gt=0, lt=2**31)]
 CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -60,7 +60,7 @@ def expect_wrong(is_wrong, peer, row):
 
 def show(row, **figures):
     """Print a row of the README's table: `pytest tests/test_peers.py -n0 -s`."""
-    print(f"\n{row}: " + ", ".join(f"{name} {np.asarray(value, float).max():.4g}" for name, value in figures.items()))
+    print(f"\n{row}: " + ", ".join(f"{name} {np.asarray(value, float).max():.5g}" for name, value in figures.items()))
 
 
 def length(weight):

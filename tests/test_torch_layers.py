@@ -257,16 +257,6 @@ def test_half_precision_goes_there_and_back_exactly(dtype):
     assert all(np.array_equal(again[key], before[key]) for key in before)
 
 
-def test_boxes_and_shardings_are_the_targets():
-    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
-    kernel = nn.Partitioned(jax.ShapeDtypeStruct((3, 2), jnp.float32, sharding=spec), names=(None, "x"))
-    layer = parametrizations.weight_norm(torch.nn.Linear(3, 2, bias=False))
-    node = to_flax(from_state_dict(layer.state_dict()), {"kernel": kernel}, linear(""))["kernel"]
-    assert node.g.names == node.v.names == (None, "x")
-    assert node.g.value.sharding == node.v.value.sharding == spec
-
-
 def test_embeddings_and_norms():
     class Model(nn.Module):
         @nn.compact

@@ -1,5 +1,6 @@
 """A map of names that fits, and the way back."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,3 +83,35 @@ def test_the_result_shares_no_memory_with_the_checkpoint():
         params["conv_0"]["kernel"].v, np.moveaxis(STATE["encoder.0.weight_v"], 0, 1).T.swapaxes(1, 2)
     )
     np.testing.assert_array_equal(params["head"]["bias"], STATE["head.bias"])
+
+
+def test_boxes_and_shardings_are_the_targets():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    kernel = nn.Partitioned(jax.ShapeDtypeStruct((3, 2), jnp.float32, sharding=spec), names=(None, "x"))
+    state = {"weight_g": numbers(2, 1), "weight_v": numbers(2, 3)}
+    node = to_flax(from_state_dict(state), {"kernel": kernel}, linear(""))["kernel"]
+    assert node.g.names == node.v.names == (None, "x")
+    assert node.g.value.sharding == node.v.value.sharding == spec
+
+
+def test_a_direction_of_zeros_is_a_weight_of_zeros_and_can_be_made_to_train():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2, bias=False)
+    with torch.no_grad():
+        layer.weight[1] = 0
+    layer = torch.nn.utils.parametrizations.weight_norm(layer)
+    assert torch.isnan(layer.weight[1]).all()
+    params = to_flax(from_state_dict(layer.state_dict()), {"kernel": jnp.zeros((3, 2))}, linear(""))
+
+    def loss(params):
+        return jnp.sum((wn.reconstruct(params)["kernel"] - 1) ** 2)
+
+    grads = jax.grad(loss)(params)["kernel"]
+    np.testing.assert_array_equal(wn.reconstruct(params)["kernel"][:, 1], 0)
+    assert np.isfinite(grads.g).all()
+    assert np.isfinite(grads.v).all()
+    assert float(grads.g[0, 1]) == 0
+    again = wn.reparameterize(wn.reconstruct(params), {"kernel": -2})
+    assert float(jax.grad(loss)(again)["kernel"].g[0, 1]) != 0

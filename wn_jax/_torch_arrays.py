@@ -103,8 +103,3 @@ def cast(value: np.ndarray, dtype: Any) -> np.ndarray:
     if lost.any():
         raise ValueError(f"has numbers that {np.dtype(dtype)} cannot hold, such as {value[lost][0]}")
     return array
-
-
-def has_nan(array: np.ndarray) -> bool:
-    """Whether a floating-point array has NaN in it; extrema pass it on, and need no memory."""
-    return bool(array.size) and bool(np.isnan(array.min()))

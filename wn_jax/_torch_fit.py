@@ -12,7 +12,7 @@ import numpy as np
 from wn_jax._boxes import rebox, rebox_reduced, unbox
 from wn_jax._node import WeightNorm, is_node, norm_dtype
 from wn_jax._saved_leaves import is_array, sharding_of
-from wn_jax._torch_arrays import cast, has_nan
+from wn_jax._torch_arrays import cast
 
 
 def fitted(value: Any, leaf: Any) -> Any:
@@ -78,7 +78,7 @@ def _check_directions(node: WeightNorm, v: jax.Array) -> None:
 
 def _on_device(value: np.ndarray, dtype: Any, sharding: Any) -> jax.Array:
     """A JAX array of its own with these numbers."""
-    if jnp.issubdtype(value.dtype, jnp.floating) and has_nan(value):
+    if jnp.issubdtype(value.dtype, jnp.floating) and np.isnan(value).any():
         raise ValueError("has NaN in it: the model diverged before it was saved")
     try:
         array = cast(value, jax.dtypes.canonicalize_dtype(dtype))  # a copy: JAX may go on using its memory

@@ -18,7 +18,7 @@ import numpy as np
 from wn_jax._node import WeightNorm
 
 _FOLD = "wn_jax.reconstruct the tree first, and take the weight as it is"
-LSTM_GATES = "ifgo"  # in PyTorch's order, by Flax's names
+_LSTM_GATES = "ifgo"  # in PyTorch's order, by Flax's names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,10 +204,10 @@ def lstm(path: str, layer: int = 0, reverse: bool = False) -> Layer:
     two biases of PyTorch are one.
     """
     end = f"l{layer}" + ("_reverse" if reverse else "")
-    sizes = {"gate": len(LSTM_GATES)}
+    sizes = {"gate": len(_LSTM_GATES)}
 
     def gates(side: str, leaf: str, layout: str, add: bool = False) -> Array:
-        return Array(tuple(_in(path, f"{side}{gate}/{leaf}") for gate in LSTM_GATES), layout, sizes, add=add)
+        return Array(tuple(_in(path, f"{side}{gate}/{leaf}") for gate in _LSTM_GATES), layout, sizes, add=add)
 
     return {
         f"weight_ih_{end}": gates("i", "kernel", "(gate o) i -> gate i o"),

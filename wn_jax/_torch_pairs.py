@@ -84,7 +84,7 @@ def node_of(pair: Pair, g: np.ndarray, v: np.ndarray, dim: Dims | None) -> Weigh
                 f"{name!r} is {half.dtype}, but the halves of a weight are real floating-point arrays; cast it"
                 + _or_plain(pair)
             )
-        if _has_nan_or_infinity(half):
+        if not np.isfinite(half).all():
             raise ValueError(f"{name!r} has NaN or infinity in it: the model diverged before it was saved")
     if g.dtype != v.dtype:
         raise ValueError(
@@ -98,11 +98,6 @@ def node_of(pair: Pair, g: np.ndarray, v: np.ndarray, dim: Dims | None) -> Weigh
         return WeightNorm(g.reshape((1,) * v.ndim), v, tuple(range(-v.ndim, 0)))
     kept = _dim(pair, g.shape, v.shape, dim)
     return WeightNorm(g, v, tuple(axis - v.ndim for axis in range(v.ndim) if axis != kept))
-
-
-def _has_nan_or_infinity(array: np.ndarray) -> bool:
-    """Whether a floating-point array has them; extrema pass NaN on, and need no memory."""
-    return bool(array.size) and not (np.isfinite(array.min()) and np.isfinite(array.max()))
 
 
 def _candidates(pattern: re.Pattern[str], names: Collection[str]) -> dict[str, Pair]:

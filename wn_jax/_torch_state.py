@@ -32,7 +32,7 @@ def from_state_dict(state: Any, dim: Dims | None = None, plain: Collection[str] 
     Arguments:
         state: a mapping from names to torch tensors, NumPy or JAX arrays, or the path of a `.safetensors` file.
         dim: PyTorch's `dim` (the axis that `g` is for) of weights for which the shape of `g` leaves it open, as where
-            a convolution has one output and `g` is `(1, 1, 1)`: one for all of them, or a dict from the weight's name
+            a convolution has one input and one output: one for all of them, or a dict from the weight's name
             (`'decoder.conv.weight'`). The weight is the same for each.
         plain: names of weights whose halves stay two plain arrays, as they only look like a pair.
 

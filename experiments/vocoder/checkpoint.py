@@ -66,11 +66,7 @@ def random_state_dict(config: GeneratorConfig, seed: int) -> dict[str, np.ndarra
     upsampler = "upsampler" if config.names == "transformers" else "ups"
     layer("conv_pre", (channels, config.model_in_dim, 7), channels)
     for i, kernel in enumerate(config.upsample_kernel_sizes):
-        layer(
-            f"{upsampler}.{i}",
-            (channels, channels // 2, kernel),
-            channels // 2,
-        )
+        layer(f"{upsampler}.{i}", (channels, channels // 2, kernel), channels // 2)
         channels //= 2
         for j, (size, dilations) in enumerate(zip(kinds, config.resblock_dilation_sizes, strict=True)):
             for convs in ("convs1", "convs2") if config.resblock == 1 else ("convs",):

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, PositiveFloat
 
-from experiments.config import Name
-from experiments.tables import Count, CountOrZero, Table, sequence
+from experiments.tables import Count, CountOrZero, Name, Table, sequence
 
 Counts = Annotated[tuple[Count, ...], pydantic.BeforeValidator(sequence), Field(min_length=1)]
 

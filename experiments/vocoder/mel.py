@@ -23,15 +23,15 @@ def log_mel(config: VocoderConfig) -> Callable[[jax.Array], jax.Array]:
     n_fft, hop = config.mel.n_fft, config.generator.hop_length
     before = (n_fft - hop) // 2
     after = n_fft - hop - before
-    window = jnp.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft), jnp.float32)
     filters = jnp.asarray(mel_filters(config), jnp.float32)
     scale = 1.0 if config.mel.log == "natural" else 1 / np.log(10)
 
     def spectrogram(waveform: jax.Array) -> jax.Array:
         padded = jnp.pad(waveform, ((0, 0), (before, after)), mode="reflect")
-        starts = np.arange(waveform.shape[-1] // hop) * hop
-        frames = padded[:, starts[:, None] + np.arange(n_fft)] * window
-        spectrum = jnp.fft.rfft(frames)
+        _, _, spectrum = jax.scipy.signal.stft(
+            padded, window="hann", nperseg=n_fft, noverlap=n_fft - hop, boundary=None, padded=False
+        )
+        spectrum = spectrum.swapaxes(1, 2) * (n_fft / 2)  # which divides by the sum of the window
         amplitudes = jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9)  # as published; so 0 has a gradient
         return jnp.log(jnp.maximum(amplitudes @ filters, _SMALLEST)) * scale
 

@@ -51,7 +51,7 @@ def run(config: VocoderConfig, source: Path | None, out: Path, on_step: Callable
         ConfigError: the folder or the checkpoint cannot be used. Nothing was written then.
         RunError: training diverged, or a file could not be written.
     """
-    check_folder(out)
+    _check_folder(out)
     ported = None if source is None else checkpoint.load(config.generator, source)
     target = _target(config)
     mel = jax.jit(log_mel(config))(target[None])
@@ -72,7 +72,7 @@ def run(config: VocoderConfig, source: Path | None, out: Path, on_step: Callable
     return Result(losses[0], losses[1], (_level(target), _level(after[0])), *apart)
 
 
-def check_folder(path: Path) -> None:
+def _check_folder(path: Path) -> None:
     """That a new run can be written to this folder.
 
     Raises:
@@ -87,7 +87,7 @@ def check_folder(path: Path) -> None:
         raise ConfigError(f"{path}: the folder cannot be used: {error}; choose another one with --out") from None
 
 
-def export(generator: Generator, plain: Any) -> bytes:
+def _export(generator: Generator, plain: Any) -> bytes:
     """The folded generator as StableHLO, for any number of sounds and of frames, on CPU, CUDA and TPU."""
     shape = jax.export.symbolic_shape(f"batch, frames, {generator.config.model_in_dim}")
     function = jax.jit(lambda mel: generator.apply(plain, mel))
@@ -143,7 +143,7 @@ def _write_served(
     for name, tree in (("generator", variables), ("generator-folded", plain)):
         state = checkpoint.state_dict(config.generator, tree)
         files.write(out / f"{name}.safetensors", safetensors.numpy.save(state))
-    exported = export(generator, plain)
+    exported = _export(generator, plain)
     files.write(out / "generator.stablehlo", exported)
     folded, served = jax.jit(generator.apply)(plain, mel), jax.export.deserialize(bytearray(exported)).call(mel)
     return float(jnp.max(jnp.abs(folded - live))), float(jnp.max(jnp.abs(served - live)))

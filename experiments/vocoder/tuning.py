@@ -31,7 +31,8 @@ def mel_loss(config: VocoderConfig) -> Callable[[Any, jax.Array], jax.Array]:
 def tune(config: VocoderConfig, variables: Any, mel: jax.Array) -> Iterator[tuple[int, float, Any]]:
     """Train, and yield the step, the loss before it and the variables after it, for each step.
 
-    Adam has the moments of the published code. What is in `buffers` stays.
+    Adam has the moments of the published code. What is in `buffers` stays. Variables live until the next step, which
+    writes to their memory.
 
     Raises:
         RunError: the loss is not finite.
