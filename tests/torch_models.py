@@ -52,17 +52,15 @@ def _dac():
     return _normalized(transformers.DacModel(config))
 
 
-def hifigan(**options):
-    """The vocoder of SpeechT5: two upsamplings, then two residual blocks of different kernels after each."""
-    config = {
-        "model_in_dim": 8,
-        "upsample_initial_channel": 16,
-        "upsample_rates": [4, 2],
-        "upsample_kernel_sizes": [8, 4],
-        "resblock_kernel_sizes": [3, 5],
-        "resblock_dilation_sizes": [[1, 3], [1, 3]],
-    }
-    return _normalized(transformers.SpeechT5HifiGan(transformers.SpeechT5HifiGanConfig(**config | options)))
+# A HiFi-GAN generator with two upsamplings.
+_UPSAMPLING = {"upsample_initial_channel": 16, "upsample_rates": [4, 2], "upsample_kernel_sizes": [8, 4]}
+
+
+def _hifigan():
+    """The vocoder of SpeechT5, with two residual blocks of different kernels after each upsampling."""
+    blocks = {"resblock_kernel_sizes": [3, 5], "resblock_dilation_sizes": [[1, 3], [1, 3]]}
+    config = transformers.SpeechT5HifiGanConfig(model_in_dim=8, **_UPSAMPLING, **blocks)
+    return _normalized(transformers.SpeechT5HifiGan(config))
 
 
 def _vits():
@@ -74,9 +72,7 @@ def _vits():
         ffn_dim=8,
         flow_size=8,
         spectrogram_bins=9,
-        upsample_initial_channel=16,
-        upsample_rates=[4, 2],
-        upsample_kernel_sizes=[8, 4],
+        **_UPSAMPLING,
         resblock_kernel_sizes=[3],
         resblock_dilation_sizes=[[1, 3]],
         prior_encoder_num_flows=2,
@@ -140,7 +136,7 @@ MODELS = {
     # the decoder likewise; two quantizers of two projections.
     "dac": TorchModel(_dac, 2 * (2 + 2 * 7) + 2 * 2, lambda model: model(_numbers(1, 1, 160)).audio_values),
     # First and last, two upsamplings, and after each two residual blocks of two dilations with two convolutions each.
-    "speecht5_hifigan": TorchModel(hifigan, 2 + 2 + 2 * 2 * 2 * 2, lambda model: model(_numbers(1, 5, 8))),
+    "speecht5_hifigan": TorchModel(_hifigan, 2 + 2 + 2 * 2 * 2 * 2, lambda model: model(_numbers(1, 5, 8))),
     # Decoder: two upsamplings and after each a block of one kernel, two dilations, two convolutions (first and last
     # have no weight norm). Two flows and the posterior encoder: WaveNets of two layers, two convolutions each.
     "vits": TorchModel(_vits, 2 + 2 * 2 * 2 + (2 + 1) * 2 * 2, _call_vits),
