@@ -1,8 +1,8 @@
 """Boxes: what a framework puts around a parameter to carry metadata, such as sharding names.
 
 Flax Linen boxes a parameter in an `AxisMetadata` (`nn.Partitioned`, `nn.LogicallyPartitioned`), Flax NNX in a
-`Variable` (`nnx.Param`). This file owns taking a value out of its box and putting another value into a like one; it
-knows nothing of nodes.
+`Variable` (`nnx.Param`). This file owns taking a value out of its box and putting another value into a like one, and
+what becomes of sharding names there; it knows nothing of nodes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from flax import nnx
 from flax.core import meta
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def is_box(x: Any) -> bool:
@@ -42,17 +43,31 @@ def rebox(box: Any, value: Any) -> Any:
     return value
 
 
-def rebox_reduced(box: Any, value: Any, axes: tuple[int, ...]) -> Any:
-    """As `rebox`, for a `value` whose `axes` have size 1: those lose their sharding names, the others keep theirs."""
+def rebox_reduced(box: Any, value: Any, ndim: int, axes: tuple[int, ...]) -> Any:
+    """As `rebox`, where the box had an array of `ndim` axes in it, and gets one like it of size 1 at `axes`."""
     boxed = rebox(box, value)
     if isinstance(boxed, meta.Partitioned):
-        names = _drop_names(boxed.names, value.ndim, axes)
-        return dataclasses.replace(boxed, names=names)
-    if isinstance(boxed, nnx.Variable) and isinstance(names := boxed.get_metadata("out_sharding", None), tuple):
-        boxed.set_metadata("out_sharding", _drop_names(names, value.ndim, axes))
+        return dataclasses.replace(boxed, names=reduced(boxed.names, ndim, axes))
+    if isinstance(boxed, nnx.Variable) and (sharding := boxed.get_metadata("out_sharding", None)) is not None:
+        boxed.set_metadata("out_sharding", reduced(sharding, ndim, axes))
     return boxed
 
 
-def _drop_names(names: tuple[Any, ...], ndim: int, axes: tuple[int, ...]) -> tuple[Any, ...]:
-    full = tuple(names) + (None,) * (ndim - len(names))  # as in a PartitionSpec, trailing names may be missing
-    return tuple(None if axis - ndim in axes else name for axis, name in enumerate(full))
+def reduced(sharding: Any, ndim: int, axes: tuple[int, ...]) -> Any:
+    """The sharding of an array like one of `ndim` axes that has `sharding`, but of size 1 at `axes`.
+
+    It may be a spec, a tuple of names, or `None`, which says nothing.
+
+    Raises:
+        ValueError: of this kind of sharding it is not known. The message goes on from the sharding.
+    """
+    if isinstance(sharding, NamedSharding):
+        return sharding.update(spec=reduced(sharding.spec, ndim, axes))
+    if isinstance(sharding, PartitionSpec):
+        return sharding.update(reduced(tuple(sharding), ndim, axes))
+    if isinstance(sharding, (tuple, list)):
+        names = (*sharding, *(None,) * (ndim - len(sharding)))  # trailing names may be missing
+        return tuple(None if axis - ndim in axes else name for axis, name in enumerate(names))
+    if sharding is None or sharding.is_fully_replicated:
+        return sharding
+    raise ValueError(f"is a {type(sharding).__name__}, which has no names of axes; use a NamedSharding")

@@ -100,7 +100,7 @@ def _projected(update: Any, node: WeightNorm, target: jax.Array) -> Any:
     _, v = _lengths(node)
     dtype = unbox(update).dtype
     step = unbox(update).astype(v.dtype)
-    length, _ = norm(v + step, node.axes)
+    length, _ = norm(v + step, node.axes, node.axis_names)
     on_sphere = (v + step) * (target / length) - v
     return rebox(update, jnp.where(target > 0, on_sphere, step).astype(dtype))
 
@@ -117,7 +117,7 @@ def _lengths(node: WeightNorm) -> tuple[jax.Array, jax.Array]:
     """`||v||`, and `v` without its box, in the norm's dtype. Where `||v||^2` underflows, the length reads 0."""
     v = unbox(node.v)
     wide = jnp.asarray(v, norm_dtype(v.dtype))
-    length, vanishes = norm(wide, node.axes)
+    length, vanishes = norm(wide, node.axes, node.axis_names)
     return jnp.where(vanishes, 0, length), wide
 
 

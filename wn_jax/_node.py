@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,8 @@ class WeightNorm:
     g: Any
     v: Any
     axes: tuple[int, ...]
+    axis_names: ClassVar[tuple[str, ...] | None] = None
+    """In a manual region: the mesh axes that `axes` are sharded over; `None` where nobody said. See `in_shard_map`."""
 
     @classmethod
     def from_weight(cls, weight: Any, axes: int | Iterable[int]) -> WeightNorm:
@@ -96,23 +98,24 @@ class WeightNorm:
             raise TypeError(f"a weight must be a floating-point array to have a norm; this one is {values.dtype}")
         axes = canonical_axes(axes, values.shape)
         g, v = _split(values.astype(norm_dtype(values.dtype)), axes)
-        return cls(rebox_reduced(weight, g, axes), rebox(weight, v.astype(values.dtype)), axes)
+        return cls(rebox_reduced(weight, g, values.ndim, axes), rebox(weight, v.astype(values.dtype)), axes)
 
     def weight(self) -> Any:
         """`g * v / ||v||`, of the shape and dtype of `v`, in a box where `v` is in one.
 
         Raises:
-            ValueError: the shapes of `g` and `v` do not fit `axes`, or the call is made inside `shard_map` or `pmap`.
+            ValueError: the shapes of `g` and `v` do not fit `axes`, or the call is made inside `shard_map` or `pmap`,
+                and nothing (`in_shard_map`) says how the weight is sharded.
             TypeError: the node holds something else than arrays (labels, specs, another node).
         """
         g, v = self._arrays()
-        scale = _scale(g, v.astype(norm_dtype(v.dtype)), self.axes)
+        scale = _scale(g, v.astype(norm_dtype(v.dtype)), self.axes, self.axis_names)
         return rebox(self.v, _product(g, v, scale))
 
     def factors(self) -> tuple[Any, Any]:
         """`(v, g / ||v||)`: `v` as stored, and one number a feature, in float32 at least. Raises as `weight` does."""
         g, v = self._arrays()
-        return self.v, _scale(g, v.astype(norm_dtype(v.dtype)), self.axes)
+        return self.v, _scale(g, v.astype(norm_dtype(v.dtype)), self.axes, self.axis_names)
 
     def _arrays(self) -> tuple[jax.Array, jax.Array]:
         """`g`, in the dtype of the norm, and `v`, out of their boxes; checked, as any code may have built the node."""
@@ -150,28 +153,39 @@ def canonical_axes(axes: int | Iterable[int], shape: tuple[int, ...]) -> tuple[i
     return negative
 
 
-def norm(v: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+Names = tuple[str, ...] | None
+
+
+def norm(v: jax.Array, axes: tuple[int, ...], names: Names = None) -> tuple[jax.Array, jax.Array]:
     """`||v||` over `axes`, kept as size 1, and where its square is no normal number but (nearly) 0; there it reads 1.
 
-    `v` must be of a dtype that `norm_dtype` returns. NaN and infinity stay visible.
+    `v` must be of a dtype that `norm_dtype` returns. NaN and infinity stay visible. In a manual region, `names` are
+    the mesh axes that `axes` are sharded over.
     """
     manual = jax.sharding.get_abstract_mesh().manual_axes
-    if manual:
+    if manual and names is None:
         raise ValueError(
-            f"the norm of a weight is needed inside shard_map or pmap over {tuple(manual)}, where it would be that of "
-            "one shard. Do it outside: call wn_jax.reconstruct(params) and pass the plain weights in. Gradients reach "
-            "g and v where jax.grad, too, is outside."
+            f"the norm of a weight is needed inside shard_map or pmap over {tuple(manual)}, where it could be that of "
+            "one shard. To rebuild weights there, say how they are sharded: wn_jax.in_shard_map(params, specs), with "
+            "their in_specs, P() for whole ones. Or do it outside: call wn_jax.reconstruct(params) and pass the plain "
+            "weights in; gradients reach g and v where jax.grad, too, is outside."
         )
-    return _norm(v, axes)
+    return _norm(v, axes, names or ())
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _norm(v: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    squares = jnp.sum(jnp.square(v), axis=axes, keepdims=True)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _norm(v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    squares = _sum(jnp.square(v), axes, names)
     vanishes = squares < jnp.finfo(v.dtype).tiny
     root = jnp.sqrt(jnp.where(vanishes, 1, squares))
     # Without the barrier XLA turns g / sqrt(s) into g * rsqrt(s), and g == ||v|| gives a scale that is not exactly 1.
     return jax.lax.optimization_barrier(root), vanishes
+
+
+def _sum(x: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
+    """The sum over `axes`, kept as size 1, and over the shards along the mesh axes `names`."""
+    total = jnp.sum(x, axis=axes, keepdims=True)
+    return jax.lax.psum(total, names) if names else total
 
 
 def norm_dtype(dtype: Any) -> Any:
@@ -179,16 +193,16 @@ def norm_dtype(dtype: Any) -> Any:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
     """`g / ||v||`, and 0 where `||v||^2` under- or overflows."""
-    length, vanishes = norm(v, axes)
+    length, vanishes = norm(v, axes, names)
     return jnp.where(vanishes, 0, g / length)
 
 
 @_scale.defjvp
 def _scale_jvp(
-    axes: tuple[int, ...], primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+    axes: tuple[int, ...], names: Names, primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||.
 
@@ -200,10 +214,10 @@ def _scale_jvp(
     shows the difference).
     """
     (g, v), (dg, dv) = primals, tangents
-    scale, inverse = _scale(g, v, axes), _scale(jnp.ones_like(g), v, axes)
+    scale, inverse = _scale(g, v, axes, names), _scale(jnp.ones_like(g), v, axes, names)
     dead = inverse == 0
     length = jnp.where(dead, 1, 1 / inverse)
-    radial = jnp.sum((v * (1 / length)) * dv, axis=axes, keepdims=True) / length
+    radial = _sum((v * (1 / length)) * dv, axes, names) / length
     # A select, not a product with 0: where v is huge and 1/||v|| is 0, `radial` and the cotangents may be infinite.
     return scale, jnp.where(dead, 0, inverse * dg - scale * radial)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wn_jax._boxes import rebox, rebox_reduced, unbox
+from wn_jax._boxes import rebox, rebox_reduced, reduced, unbox
 from wn_jax._node import WeightNorm, is_node, norm_dtype
 from wn_jax._saved_leaves import is_array, sharding_of
 from wn_jax._torch_arrays import cast
@@ -32,8 +32,8 @@ def fitted(value: Any, leaf: Any) -> Any:
     _check_shape(value.v.shape, array.shape)
     v = _on_device(value.v, array.dtype, sharding_of(array))
     _check_directions(value, v)
-    g = _on_device(value.g, norm_dtype(v.dtype), _reduced(sharding_of(array), value))
-    return WeightNorm(rebox_reduced(leaf, g, value.axes), rebox(leaf, v), value.axes)
+    g = _on_device(value.g, norm_dtype(v.dtype), reduced(sharding_of(array), v.ndim, value.axes))
+    return WeightNorm(rebox_reduced(leaf, g, v.ndim, value.axes), rebox(leaf, v), value.axes)
 
 
 def _node_for_node(value: Any, leaf: WeightNorm) -> WeightNorm:
@@ -85,12 +85,3 @@ def _on_device(value: np.ndarray, dtype: Any, sharding: Any) -> jax.Array:
     except ValueError as error:
         raise ValueError(f"{error}, the target's dtype; use another in the target, or cast the checkpoint") from None
     return jax.device_put(array, sharding)
-
-
-def _reduced(sharding: Any, node: WeightNorm) -> Any:
-    """The sharding of `g`, from that of `v`."""
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        return sharding
-    names = (*sharding.spec, *(None,) * (node.v.ndim - len(sharding.spec)))
-    kept = [None if i - node.v.ndim in node.axes else name for i, name in enumerate(names)]
-    return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*kept))
