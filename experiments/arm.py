@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, training
+from experiments import data, mesh, sharding, training
 from experiments.config import ArmConfig, Experiment
 from experiments.errors import ConfigError
-from experiments.placement import Placement, device_count
+from experiments.placement import Batch, Placement
 from experiments.training import State
+
+_INIT = (0, None, 0)  # of the arguments of `Functions.init`, the axes of members
 
 Figures = dict[str, np.ndarray]
 """By name, a number for each member."""
@@ -28,32 +30,31 @@ class Arm:
         self.config = config
         self.placement = placement
         self.members = training.members(config)
-        self.functions = training.functions(config, placement.dataset, placement.share)
+        self.functions = training.functions(config, placement.dataset, placement)
         self.states: list[State] = []
 
     def restore(self, states: list[State]) -> None:
-        """Go on from states that `snapshot` gave; from none, at the start."""
-        self.states = [self.placement.replicate(state) for state in states]
+        """Go on from states that lie where `abstract` says; from none, at the start."""
+        self.states = states
 
     def snapshot(self) -> list[State]:
-        """A copy of the states on the host, which further training does not change."""
-        return jax.tree.map(lambda array: np.array(array), self.states)
+        """A copy of the states, which further training does not change."""
+        return self._copy(self.states)
 
     def abstract(self) -> list[State]:
-        """The shapes of the states; nothing is computed."""
+        """The shapes of the states, and where they lie; nothing is computed."""
 
-        def placed(array: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self.placement.everywhere)
+        def placed(array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-        groups = [jax.eval_shape(self._init, member, self.placement.train) for member in self._groups]
-        return jax.tree.map(placed, groups)
+        return [jax.tree.map(placed, self._shapes(member), self._shardings) for member in self._groups]
 
     def prepare(self) -> None:
         """Make the states before the first step, if there are none yet, and compile what trains, at the same time."""
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             compiled = pool.submit(lambda: self._advance)
             if not self.states:
-                self.states = [self._init(member, self.placement.train) for member in self._groups]
+                self.states = [self._init(member, self.placement.train, self._first(member)) for member in self._groups]
             compiled.result()
 
     def advance(self) -> Figures:
@@ -81,7 +82,7 @@ class Arm:
         for state in self.states:
             parts = [self._evaluate(state, examples, mask) for examples, mask in self.placement.held_out]
             sums.append(functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts))
-        count = sum(int(mask.sum()) for _, mask in self.placement.held_out)
+        count = len(next(iter(self.placement.dataset.held_out.values())))
         return {name: _joined([own[name] for own in sums]) / count for name in sums[0]}
 
     def statistics(self) -> dict[str, Figures]:
@@ -89,11 +90,17 @@ class Arm:
         each = [self._statistics(state, member) for state, member in zip(self.states, self._groups, strict=True)]
         return jax.tree.map(lambda *values: _joined(values), *each)
 
-    def _orders(self, member: training.Member, first_step: jax.Array) -> list[jax.Array]:
-        """The rows of the steps up to the next record, in parts of as many as make one call."""
+    def _orders(self, member: training.Member, first_step: jax.Array) -> Iterator[Batch]:
+        """The batches of the steps up to the next record, in parts of as many as make one call."""
         rows = self._order(member, first_step)
         calls = self.config.train.record_every // self._steps_per_call
-        return [rows] if calls == 1 else jnp.split(rows, calls, axis=1)
+        return map(self.placement.feed, [rows] if calls == 1 else jnp.split(rows, calls, axis=1))
+
+    def _first(self, member: training.Member) -> Batch:
+        return self.placement.feed(self._first_rows(member))
+
+    def _shapes(self, member: training.Member) -> State:
+        return jax.eval_shape(jax.vmap(self.functions.init, _INIT), member, self.placement.train, self._first(member))
 
     @property
     def _slow_in_loops(self) -> bool:
@@ -114,13 +121,27 @@ class Arm:
         """The members, in groups that make one call."""
         size = self.config.train.members_per_call or (1 if self._slow_in_loops else len(self.members))
         starts = range(0, len(self.members), size)
-        return [self.placement.replicate(training.as_arrays(self.members[start : start + size])) for start in starts]
+        return [self.placement.put(training.as_arrays(self.members[start : start + size])) for start in starts]
+
+    @functools.cached_property
+    def _shardings(self) -> State:
+        """Where the states lie, on a mesh whose axes the parameters are sharded over."""
+        by_path = sharding.of_parameters(self.functions.uses, self.placement.mesh)
+        return jax.tree.map(self.placement.at, sharding.of_state(self._shapes(self._groups[0]), by_path))
+
+    @functools.cached_property
+    def _copy(self) -> Callable[[list[State]], list[State]]:
+        return jax.jit(lambda states: jax.tree.map(jnp.copy, states))
+
+    @functools.cached_property
+    def _first_rows(self) -> Callable[..., jax.Array]:
+        return self._jit(self.functions.first, (0,))
 
     @functools.cached_property
     def _init(self) -> Callable[..., State]:
         # It runs once, and LLVM's optimization of its random numbers takes longer than all else at the start.
         options = {"xla_backend_optimization_level": "0"} if self.placement.on_cpu() else {}
-        return self._jit(self.functions.init, (0, None), compiler_options=options)
+        return self._jit(self.functions.init, _INIT, out_shardings=self._shardings, compiler_options=options)
 
     @functools.cached_property
     def _order(self) -> Callable[..., jax.Array]:
@@ -129,8 +150,9 @@ class Arm:
     @functools.cached_property
     def _advance(self) -> Callable[..., tuple[State, jax.Array]]:
         member, state = self._groups[0], self.abstract()[0]
-        rows = self._orders(member, jnp.int32(0))[0]
-        jitted = self._jit(self.functions.advance, (0, 0, None, 0), donate_argnums=0)
+        rows = next(self._orders(member, jnp.int32(0)))
+        places = (self._shardings, self.placement.everywhere)
+        jitted = self._jit(self.functions.advance, (0, 0, None, 0), out_shardings=places, donate_argnums=0)
         return jitted.lower(state, member, self.placement.train, rows).compile()
 
     @functools.cached_property
@@ -141,8 +163,9 @@ class Arm:
     def _statistics(self) -> Callable[..., Any]:
         return self._jit(self.functions.statistics, (0, 0))
 
-    def _jit(self, function: Callable[..., Any], in_axes: Any, **options: Any) -> Any:
-        return jax.jit(jax.vmap(function, in_axes=in_axes), out_shardings=self.placement.everywhere, **options)
+    def _jit(self, function: Callable[..., Any], in_axes: Any, out_shardings: Any = None, **options: Any) -> Any:
+        places = self.placement.everywhere if out_shardings is None else out_shardings
+        return jax.jit(jax.vmap(function, in_axes=in_axes), out_shardings=places, **options)
 
 
 def build(experiment: Experiment) -> dict[str, Arm]:
@@ -151,11 +174,11 @@ def build(experiment: Experiment) -> dict[str, Arm]:
     Raises:
         ConfigError: the data set cannot be read, or something does not fit.
     """
-    place = functools.cache(lambda config, devices: Placement(data.load(config), devices))
+    place = functools.cache(lambda config, shape: Placement(data.load(config), mesh.build(shape)))
     arms = {}
     for name, config in experiment.arms.items():
         try:
-            arms[name] = Arm(config, place(config.data, device_count(config)))
+            arms[name] = Arm(config, place(config.data, mesh.shape(config.mesh, config.data.batch_size)))
         except ConfigError as error:
             raise ConfigError(f"arm {name!r}: {error}") from None
     return arms

@@ -9,6 +9,7 @@ from pydantic import PositiveFloat
 
 from experiments import data
 from experiments.conditioning.table import ConditioningConfig
+from experiments.mesh import MeshConfig
 from experiments.optimizers import OptimizerConfig
 from experiments.tables import Count, CountOrZero, Fraction, Name, Table, unknown
 from experiments.tasks import AnyModelConfig
@@ -51,8 +52,8 @@ class TrainConfig(Table):
     network is evaluated, and every `checkpoint_every` steps (default: as often as it is evaluated) everything is saved.
     `ema` is the decay of an average of the parameters, which is then what is evaluated; 0: none. (Running averages of
     batch normalization stay those of the parameters themselves.)
-    `devices` is how many share each batch (default: all that divide it). A loss that is not finite stops the run, or
-    where an arm has several seeds or learning rates, marks that one, unless `on_nonfinite` says otherwise.
+    A loss that is not finite stops the run, or where an arm has several seeds or learning rates, marks that one, unless
+    `on_nonfinite` says otherwise.
     `steps_per_call` and `members_per_call` are how many steps and how many seeds and rates make one compiled call
     (default: all up to the next record, all; on CPU with convolutions 1, as XLA is slow there in loops and in groups).
     """
@@ -66,7 +67,6 @@ class TrainConfig(Table):
     first_seed: CountOrZero = 0
     target_loss: PositiveFloat | None = None
     ema: Fraction = 0.0
-    devices: Count | None = None
     on_nonfinite: Literal["auto", "stop", "mark"] = "auto"
     steps_per_call: Count | None = None
     members_per_call: Count | None = None
@@ -103,6 +103,7 @@ class ArmConfig(Table):
     model: AnyModelConfig
     optimizer: OptimizerConfig
     train: TrainConfig
+    mesh: MeshConfig = MeshConfig()
 
     @pydantic.model_validator(mode="after")
     def _batch_has_a_deviation(self) -> ArmConfig:

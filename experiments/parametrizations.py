@@ -57,7 +57,7 @@ def rewrite(name: Name, params: Any, axes: Axes, from_data: Callable[[Any], Any]
     nodes = wn.reparameterize(params, axes)
     if from_data is not None:
         nodes = from_data(nodes)
-    return nodes if name == "weight_norm" else jax.tree.map(_freeze, nodes, is_leaf=_is_node)
+    return nodes if name == "weight_norm" else jax.tree.map(_freeze, nodes, is_leaf=is_node)
 
 
 def is_frozen(params: Any) -> Any:
@@ -68,7 +68,20 @@ def is_frozen(params: Any) -> Any:
             return dataclasses.replace(x, v=False, scale=True)
         return jax.tree.map(lambda _: False, x)
 
-    return jax.tree.map(mark, params, is_leaf=_is_node)
+    return jax.tree.map(mark, params, is_leaf=is_node)
+
+
+def shardings(params: Any, specs: Any) -> Any:
+    """The structure of `params` with the spec of each array, from `specs` of the plain ones: see `wn.shardings`."""
+
+    def as_weight_norm(x: Any) -> Any:
+        return wn.WeightNorm(x.scale, x.v, x.axes) if isinstance(x, FrozenScale) else x
+
+    def as_it_was(x: Any, spec: Any) -> Any:
+        return FrozenScale(spec.v, spec.g, x.axes) if isinstance(x, FrozenScale) else spec
+
+    known = wn.shardings(jax.tree.map(as_weight_norm, params, is_leaf=is_node), specs)
+    return jax.tree.map(as_it_was, params, known, is_leaf=is_node)
 
 
 def vectors(params: Any, axes: Axes) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -76,13 +89,13 @@ def vectors(params: Any, axes: Axes) -> dict[str, tuple[jax.Array, jax.Array]]:
 
     Both have a number for each feature, their reduced axes kept.
     """
-    pairs = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_node)
+    pairs = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_node)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
     return {path: _vectors(leaves[path], reduced) for path, reduced in axes.items()}
 
 
 def _vectors(leaf: Any, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    trained = leaf.v if _is_node(leaf) else leaf
+    trained = leaf.v if is_node(leaf) else leaf
     norm = jnp.sqrt(jnp.sum(jnp.square(trained), axis=axes, keepdims=True))
     if isinstance(leaf, wn.WeightNorm):
         return norm, abs(leaf.g)
@@ -93,5 +106,6 @@ def _freeze(x: Any) -> Any:
     return FrozenScale(*x.factors(), x.axes) if isinstance(x, wn.WeightNorm) else x
 
 
-def _is_node(x: Any) -> bool:
+def is_node(x: Any) -> bool:
+    """Whether it stands for a weight."""
     return isinstance(x, wn.WeightNorm | FrozenScale)

@@ -1,4 +1,8 @@
-"""A data set on the devices: whole on each of them, while a batch is shared out among them."""
+"""A data set on the devices of a mesh, and each batch shared out among them.
+
+In one process the examples lie whole on each device, where a compiled step takes its own. Several processes keep them
+in the host's memory, and each feeds its devices with their part of each batch.
+"""
 
 from __future__ import annotations
 
@@ -9,70 +13,91 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.config import ArmConfig
+from experiments import sharding
 from experiments.data import Dataset
-from experiments.errors import ConfigError
+from experiments.mesh import BATCH
 from experiments.tasks import Examples
+from experiments.training import Layout
 
 _EVALUATION_BATCH = 500
 
+Rows = jax.Array
+Batch = Rows | Examples
+"""What tells the examples of a batch: their rows, or where the process feeds them, the examples themselves."""
 
-class Placement:
-    """Where the arrays of one or several arms lie. The numbers are the same on any, to rounding."""
 
-    def __init__(self, dataset: Dataset, devices: int):
+class Placement(Layout):
+    """Where the arrays of one or several arms lie. The numbers are the same on any mesh, to rounding."""
+
+    def __init__(self, dataset: Dataset, mesh: Mesh, fed: bool | None = None):
         self.dataset = dataset
-        self.mesh = Mesh(np.array(jax.local_devices()[:devices]), ("data",))
-        self.everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self.mesh = mesh
+        self.everywhere = self.at(PartitionSpec())
+        self._fed = jax.process_count() > 1 if fed is None else fed
+        self._parts = int(np.prod([mesh.shape[axis] for axis in BATCH]))
+
+    def at(self, spec: PartitionSpec) -> NamedSharding:
+        """On this mesh."""
+        return NamedSharding(self.mesh, spec)
 
     def on_cpu(self) -> bool:
         """Whether the devices are CPUs."""
         return self.mesh.devices.flat[0].platform == "cpu"
 
-    def replicate(self, tree: Any) -> Any:
-        """The arrays on every device."""
-        return jax.device_put(tree, self.everywhere)
+    def put(self, tree: Any, spec: PartitionSpec | None = None) -> Any:
+        """Arrays of the host on the devices (default: whole on each); each process gives what its own devices need."""
+        place = self.everywhere if spec is None else self.at(spec)
 
-    def share(self, examples: Examples) -> Examples:
-        """In a compiled function: a batch, a part of it on each device."""
-        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
-        return {name: jax.lax.with_sharding_constraint(array, sharding) for name, array in examples.items()}
+        def placed(array: np.ndarray) -> jax.Array:
+            return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+
+        return jax.tree.map(lambda array: placed(np.asarray(array)), tree)
 
     @functools.cached_property
     def train(self) -> Examples:
-        """The training examples."""
-        return self.replicate(self.dataset.train)
+        """The training examples that batches are taken from; nothing where each batch is fed."""
+        return {} if self._fed else self.put(self.dataset.train)
+
+    def feed(self, rows: Rows) -> Batch:
+        """Batches, for `take`: rows of shape (members, ..., batch)."""
+        if not self._fed:
+            return rows
+        wanted, place = np.asarray(rows), self.at(self._batch(rows.ndim, rows.shape[-1]))
+
+        def fed(array: np.ndarray) -> jax.Array:
+            def of(index: Any) -> np.ndarray:
+                return array[wanted[index[: wanted.ndim]]]
+
+            return jax.make_array_from_callback(wanted.shape + array.shape[1:], place, of)
+
+        return {name: fed(array) for name, array in self.dataset.train.items()}
+
+    def take(self, examples: Examples, batch: Batch) -> Examples:
+        """In a compiled function: the examples of one batch, a part of them on each device."""
+        return self.share(batch if isinstance(batch, dict) else {name: x[batch] for name, x in examples.items()})
+
+    def share(self, examples: Examples) -> Examples:
+        """In a compiled function: a batch, a part of it on each device, if they divide it."""
+        place = self.at(self._batch(1, len(next(iter(examples.values())))))
+        return {name: jax.lax.with_sharding_constraint(array, place) for name, array in examples.items()}
+
+    def gather(self, params: Any, uses: Any) -> Any:
+        """In a compiled function: plain parameters, whole along the axis that shares them out."""
+        return sharding.gathered(params, sharding.of_parameters(uses, self.mesh), self.mesh)
 
     @functools.cached_property
     def held_out(self) -> list[tuple[Examples, jax.Array]]:
         """The held-out examples in parts of one size, and for each a mask without what fills up the last."""
         count = len(next(iter(self.dataset.held_out.values())))
         size = min(_EVALUATION_BATCH, count)
-        size += -size % self.mesh.size
+        size += -size % self._parts
         parts = []
         for start in range(0, count, size):
             rows = np.arange(start, start + size)
             part = {name: array[np.minimum(rows, count - 1)] for name, array in self.dataset.held_out.items()}
-            parts.append((self.replicate(part), self.replicate(rows < count)))
+            parts.append(self.put((part, rows < count), self._batch(1, size)))
         return parts
 
-
-def device_count(config: ArmConfig) -> int:
-    """How many devices share a batch: all that `train.devices` asks for, or as many as divide it.
-
-    Raises:
-        ConfigError: there are not so many, or they do not divide the batch.
-    """
-    available, size, wanted = jax.local_device_count(), config.data.batch_size, config.train.devices
-    if wanted is None:
-        return max(count for count in range(1, available + 1) if size % count == 0)
-    if wanted > available:
-        raise ConfigError(
-            f"train.devices: {wanted} are wanted, and JAX sees {available} here; lower it, or leave it out"
-        )
-    if size % wanted:
-        raise ConfigError(
-            f"data.batch_size: {size} examples cannot be shared out evenly among {wanted} devices; "
-            "change it or train.devices"
-        )
-    return wanted
+    def _batch(self, ndim: int, size: int) -> PartitionSpec:
+        """The spec of an array whose axis number `ndim`, the last of these, counts the examples of a batch."""
+        return PartitionSpec() if size % self._parts else PartitionSpec(*(None,) * (ndim - 1), BATCH)

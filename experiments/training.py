@@ -46,36 +46,61 @@ class Functions:
     """The functions of one arm, for a single member; `vmap` them over members and states.
 
     Attributes:
-        init: `(member, training examples) -> state`.
-        order: `(member, first step) -> (record_every, batch size)`: the examples of the steps up to the next record.
+        first: `member -> rows`: the training examples that `init` looks at.
+        init: `(member, training examples, rows) -> state`.
+        order: `(member, first step) -> (record_every, batch size)`: the rows of the steps up to the next record.
         advance: `(state, member, training examples, order) -> state, losses`: a step for each row of `order`.
         evaluate: `(state, examples, mask) -> {name: sum over the examples where the mask is 1}`.
         statistics: `state, member -> {"norms": {weight: mean}, "effective_step": {weight: mean}}`, over the features.
-        convolves: whether the network has convolutions.
+        uses: how the network uses each parameter, as `wn.weight_uses` gives it.
     """
 
-    init: Callable[[Member, Examples], State]
+    first: Callable[[Member], jax.Array]
+    init: Callable[[Member, Examples, Any], State]
     order: Callable[[Member, jax.Array], jax.Array]
-    advance: Callable[[State, Member, Examples, jax.Array], tuple[State, jax.Array]]
+    advance: Callable[[State, Member, Examples, Any], tuple[State, jax.Array]]
     evaluate: Callable[[State, Examples, jax.Array], dict[str, jax.Array]]
     statistics: Callable[[State, Member], dict[str, dict[str, jax.Array]]]
-    convolves: bool
+    uses: Any
+
+    @property
+    def convolves(self) -> bool:
+        """Whether the network has convolutions."""
+        return any("conv_general_dilated" in use.uses for use in self.uses)
+
+
+class Layout:
+    """How arrays lie in a compiled function. This one leaves it open; `Placement` is one on a mesh of devices."""
+
+    def take(self, examples: Examples, rows: Any) -> Examples:
+        """The examples of a batch."""
+        return {name: array[rows] for name, array in examples.items()}
+
+    def share(self, examples: Examples) -> Examples:
+        """A batch, shared out among the devices."""
+        return examples
+
+    def gather(self, params: Any, uses: Any) -> Any:
+        """Plain parameters, as layers that use them so need them."""
+        return params
 
 
 def functions(
-    config: ArmConfig, dataset: data.Dataset, share: Callable[[Examples], Examples] = lambda x: x
+    config: ArmConfig,
+    dataset: data.Dataset,
+    layout: Layout | None = None,
 ) -> Functions:
     """The functions of an arm.
 
     Arguments:
         config: the arm.
         dataset: only its shapes, names and classes are used.
-        share: what is done to each batch, such as placing its examples on several devices.
+        layout: how arrays lie on several devices.
 
     Raises:
         ConfigError: the network does not fit the data, or it asks for more examples than there are.
     """
-    task, train = tasks.build(config.model, dataset), config.train
+    task, train, layout = tasks.build(config.model, dataset), config.train, layout or Layout()
     examples = len(next(iter(dataset.train.values())))
     steps_per_epoch = examples // config.data.batch_size
     init_examples = config.model.init_examples or config.data.batch_size
@@ -85,7 +110,9 @@ def functions(
         )
     uses = weight_uses(task, dataset, config)
     axes = {use.path: use.reduction for use in uses if use.reduction is not None}
-    convolves = any("conv_general_dilated" in use.uses for use in uses)
+
+    def gathering(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda params, *rest: function(layout.gather(params, uses), *rest)
 
     def optimizer(member: Member) -> optax.GradientTransformation:
         return optimizers.build(config.optimizer, member.learning_rate, train.steps, steps_per_epoch)
@@ -94,17 +121,20 @@ def functions(
         key = _key(member, "order")
         return data.batch_indices(key, examples, config.data.batch_size, first_step, train.record_every)
 
-    def init(member: Member, dataset: Examples) -> State:
+    def first(member: Member) -> jax.Array:
+        if config.model.init != "data":
+            return jnp.zeros(1, jnp.int32)  # shapes are all that is looked at
+        return data.batch_indices(_key(member, "order"), examples, init_examples, jnp.int32(0), 1)[0]
+
+    def init(member: Member, dataset: Examples, rows: Any) -> State:
         # Flax derives each kernel from the key and its path, so all arms of one seed start from the same kernels.
-        params, model_state = task.init(_key(member, "init"), _take(dataset, jnp.arange(1)))
+        batch = layout.take(dataset, rows)
+        params, model_state = task.init(_key(member, "init"), batch)
         if config.model.init_spread:
             params = _spread(params, axes, _key(member, "spread"), config.model.init_spread)
 
         def from_data(nodes: Any) -> Any:
-            first = data.batch_indices(_key(member, "order"), examples, init_examples, jnp.int32(0), 1)[0]
-            return wn.init_from_data(task.loss)(
-                nodes, model_state, _take(dataset, first), _key(member, "init from data")
-            )
+            return wn.init_from_data(task.loss)(nodes, model_state, batch, _key(member, "init from data"))
 
         by_data = from_data if config.model.init == "data" else None
         params = parametrizations.rewrite(config.model.weights, params, axes, by_data)
@@ -114,7 +144,7 @@ def functions(
 
     def step(state: State, member: Member, batch: Examples) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(_key(member, "step"), state.step)
-        gradient = jax.value_and_grad(wn.wrap(task.loss), has_aux=True)
+        gradient = jax.value_and_grad(wn.wrap(gathering(task.loss)), has_aux=True)
         (loss, model_state), grads = gradient(state.params, state.model_state, batch, key)
         updates, opt_state = optimizer(member).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -124,18 +154,18 @@ def functions(
         nonfinite_step = jnp.where(unseen, state.step + 1, state.nonfinite_step)
         return State(params, model_state, opt_state, average, state.step + 1, nonfinite_step), loss
 
-    def advance(state: State, member: Member, dataset: Examples, order: jax.Array) -> tuple[State, jax.Array]:
-        def next_step(state: State, rows: jax.Array) -> tuple[State, jax.Array]:
-            return step(state, member, share(_take(dataset, rows)))
+    def advance(state: State, member: Member, dataset: Examples, order: Any) -> tuple[State, jax.Array]:
+        def next_step(state: State, rows: Any) -> tuple[State, jax.Array]:
+            return step(state, member, layout.take(dataset, rows))
 
-        if len(order) == 1:  # XLA would keep a loop of one trip, with what it costs: see `Arm`
-            state, loss = next_step(state, order[0])
+        if len(jax.tree.leaves(order)[0]) == 1:  # XLA would keep a loop of one trip, with what it costs: see `Arm`
+            state, loss = next_step(state, jax.tree.map(lambda x: x[0], order))
             return state, loss[None]
         return jax.lax.scan(next_step, state, order)
 
     def evaluate(state: State, examples: Examples, mask: jax.Array) -> dict[str, jax.Array]:
         params = state.average if train.ema else state.params
-        figures = wn.wrap(task.evaluate)(params, state.model_state, share(examples))
+        figures = wn.wrap(gathering(task.evaluate))(params, state.model_state, layout.share(examples))
         return {name: jnp.sum(jnp.where(mask, values, 0)) for name, values in figures.items()}
 
     def statistics(state: State, member: Member) -> dict[str, dict[str, jax.Array]]:
@@ -147,7 +177,7 @@ def functions(
             "effective_step": {path: member.learning_rate * factor * jnp.mean(x) for path, x in effective.items()},
         }
 
-    return Functions(init, order, advance, evaluate, statistics, convolves)
+    return Functions(first, init, order, advance, evaluate, statistics, uses)
 
 
 def members(config: ArmConfig) -> list[tuple[float, int]]:
@@ -193,10 +223,6 @@ def _spread(params: Any, axes: dict[str, tuple[int, ...]], key: jax.Array, devia
         return leaf * jnp.exp(deviation * normal)
 
     return jax.tree_util.tree_map_with_path(scaled, params)
-
-
-def _take(dataset: Examples, rows: jax.Array) -> Examples:
-    return {name: array[rows] for name, array in dataset.items()}
 
 
 def _averaged(average: Any, params: Any, step: jax.Array, decay: float) -> Any:

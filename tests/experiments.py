@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "configs" / "digits.toml"
 TINY = [
     "train.steps=8", "train.record_every=2", "train.evaluate_every=4", "train.seeds=2", "train.target_loss=2.0",
-    "train.devices=1", "model.hidden=[16]",
+    "mesh.data=1", "model.hidden=[16]",
 ]  # fmt: skip
 
 

@@ -1,0 +1,85 @@
+"""The mesh of devices that an arm trains on: `[mesh]` of a config, and what does not fit."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from experiments.errors import ConfigError
+from experiments.tables import Count, Table
+
+
+class MeshConfig(Table):
+    """How many devices share what; their product is how many are used.
+
+    `data` devices share each batch, `fsdp` devices share each batch and the parameters with their optimizer state
+    (along axes that layers sum over), `model` devices share the features of each layer. `data` is by default as many
+    as there are devices for and divide the batch. The numbers stay the same, to rounding.
+    """
+
+    data: Count | None = None
+    fsdp: Count = 1
+    model: Count = 1
+
+
+class Shape(NamedTuple):
+    """How many devices there are along each axis of a mesh."""
+
+    data: int
+    fsdp: int
+    model: int
+
+    @property
+    def batch(self) -> int:
+        """In how many parts a batch is."""
+        return self.data * self.fsdp
+
+
+BATCH = ("data", "fsdp")
+"""The axes that share a batch."""
+
+
+def shape(config: MeshConfig, batch_size: int) -> Shape:
+    """The shape of the mesh for batches of this size, on the devices that there are.
+
+    Raises:
+        ConfigError: there are not so many, they do not divide the batch, or they leave a process without any.
+    """
+    available, several = jax.device_count(), jax.process_count() > 1
+    shared = config.fsdp * config.model
+    data = config.data or _most(available // shared, batch_size, config.fsdp)
+    found = Shape(data, config.fsdp, config.model)
+    count = found.batch * found.model
+    if count > available:
+        raise ConfigError(
+            f"mesh: {_words(found)} = {count} devices are wanted, and JAX sees {available} here; lower them"
+        )
+    if batch_size % found.batch:
+        raise ConfigError(
+            f"data.batch_size: {batch_size} examples cannot be shared out evenly among {found.batch} devices (mesh: "
+            f"data {found.data} x fsdp {found.fsdp}); change it or [mesh]"
+        )
+    if several and count < available:
+        raise ConfigError(
+            f"mesh: {_words(found)} = {count} of the {available} devices of {jax.process_count()} processes would be "
+            f"used, and with several processes it must be all of them; change [mesh] or data.batch_size ({batch_size})"
+        )
+    return found
+
+
+def build(shape: Shape) -> Mesh:
+    """The mesh, neighbours along an axis close to each other where the hardware has a topology."""
+    devices = jax.devices()[: int(np.prod(shape))]
+    return jax.make_mesh(tuple(shape), Shape._fields, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _most(available: int, batch_size: int, fsdp: int) -> int:
+    """As many as divide the batch."""
+    return max((count for count in range(1, available + 1) if batch_size % (count * fsdp) == 0), default=1)
+
+
+def _words(shape: Shape) -> str:
+    return " x ".join(f"{name} {count}" for name, count in shape._asdict().items())
