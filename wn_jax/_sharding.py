@@ -77,15 +77,20 @@ def _of_leaf(path: str, leaf: Any, spec: Any) -> Any:
             if is_node(leaf):
                 raise ValueError(f"is for a {type(leaf).__name__}; only those of WeightNorm nodes are known")
             return _checked(_plain(spec), getattr(unbox(leaf), "shape", None))
-        if isinstance(spec, WeightNorm):
-            return spec
         return _of_node(leaf, _plain(spec))
     except ValueError as error:
         raise ValueError(f"{path!r}: its spec {error}") from None
 
 
 def _of_node(node: WeightNorm, spec: Any) -> WeightNorm:
+    if is_node(unbox(node.v)):
+        raise ValueError("is for a node inside a node; only those of nodes that hold arrays are known")
     shape = unbox(node.v).shape
+    if isinstance(spec, WeightNorm):
+        if spec.axes != node.axes:
+            raise ValueError(f"is for a node that reduces over {spec.axes}, and this one does over {node.axes}")
+        _checked(spec.v, shape)
+        return spec
     _checked(spec, shape)
     inner = reduced(unbox(spec), len(shape), node.axes)
     g = rebox_reduced(spec, inner, len(shape), node.axes) if is_box(spec) else inner
@@ -106,7 +111,9 @@ def _checked(spec: Any, shape: tuple[int, ...] | None) -> Any:
     if names is None or isinstance(names, Sharding):
         return spec
     if not isinstance(names, (PartitionSpec, tuple)):
-        raise ValueError(f"is a {type(names).__name__}; expected a PartitionSpec, a sharding, a box or names of axes")
+        raise ValueError(
+            f"is of type {type(names).__name__}; expected a PartitionSpec, a sharding, a box or names of axes"
+        )
     entries = tuple(names)
     if shape is not None and len(entries) > len(shape):
         raise ValueError(f"{names} has {len(entries)} entries, one for each axis, and the shape is {shape}")
