@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from wn_jax import WeightNorm, optim
+from wn_jax import WeightNorm
 
 
 def weight64(g, v, axes):
@@ -247,32 +247,6 @@ def test_a_stack_sliced_on_one_side_says_so():
         WeightNorm(node.g, node.v, (1,)).weight()
     with pytest.raises(TypeError, match="holds no weights"):
         WeightNorm("g", "v", (-2,)).weight()
-
-
-def test_a_manual_region_is_refused():
-    mesh = jax.make_mesh((8,), ("devices",))
-    spec = jax.sharding.PartitionSpec
-    specs = WeightNorm(spec(), spec("devices"), (-2,))
-    shardings = jax.tree.map(
-        lambda s: jax.sharding.NamedSharding(mesh, s), specs, is_leaf=lambda x: isinstance(x, spec)
-    )
-    node = jax.device_put(WeightNorm.from_weight(jnp.ones((16, 2)), 0), shardings)
-    local = jax.shard_map(lambda node: node.weight(), mesh=mesh, in_specs=(specs,), out_specs=spec("devices"))
-    sharded = {"mesh": mesh, "in_specs": (specs,), "out_specs": spec()}
-    tx = optim.project_directions()
-    state = tx.init(node)
-    for fn in (
-        lambda node: WeightNorm.from_weight(node.v, -2).g,
-        lambda node: optim.direction_stats({"w": node})["w"]["v_norm"],
-        lambda node: tx.update(node, state, node)[0].g,
-    ):
-        with pytest.raises(ValueError, match=r"inside shard_map or pmap over \('devices',\)"):
-            jax.shard_map(fn, **sharded, check_vma=False)(node)
-    with pytest.raises(ValueError, match=r"inside shard_map or pmap over \('devices',\)"):
-        local(node)
-    with pytest.raises(ValueError, match=r"pass the plain weights in"):
-        jax.pmap(WeightNorm.weight)(jax.tree.map(lambda x: jnp.ones((8, *x.shape)), node))
-    np.testing.assert_array_equal(WeightNorm.weight(node), jnp.ones((16, 2)))  # a global norm, outside
 
 
 def test_a_node_is_frozen_compares_by_identity_and_copies():

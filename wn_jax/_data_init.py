@@ -43,7 +43,8 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int
     the program sums over; and, of the others, features that are constant on the batch. `v` never changes.
 
     Works in `jit`, where the constant features are told by a `jax.debug.callback`, and with a batch that is sharded
-    over devices: its statistics are those of the whole batch.
+    over devices: its statistics are those of the whole batch. What is set stays on its devices (in `jit`, give the
+    `out_shardings`).
 
     Arguments:
         fn: a function whose argument `argnums` is the parameter tree, with nodes; such as `model.apply`.
@@ -51,8 +52,9 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int
         argnums: the position of the parameters.
 
     Raises:
-        ValueError: `init_scale` is not positive; the parameters hold no nodes; a layer gets a single sample, of which
-            there is no deviation; or (outside `jit`) a pre-activation is NaN or infinite: the first layer is named.
+        ValueError: `init_scale` is not positive; the parameters hold no nodes; the call is made inside `shard_map` or
+            `pmap`, on one shard of the batch; a layer gets a single sample, of which there is no deviation; or (outside
+            `jit`) a pre-activation is NaN or infinite: the first layer is named.
         TypeError: `fn` is not callable, or an argument is abstract.
 
     >>> import jax, jax.numpy as jnp, wn_jax as wn
@@ -71,6 +73,7 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int
     @functools.wraps(fn)
     def initialize(*args: Any, **kwargs: Any) -> Any:
         check_position((argnums,), args, kwargs)
+        _check_whole_batch()
         reading = read(fn, (argnums,), args, kwargs, "to initialize its weights from data.")
         targets, left = plan(reading)
         _warn(left, stacklevel=3)
@@ -110,6 +113,14 @@ def _inputs(reading: Reading, targets: dict[Site, Target]) -> list[Any]:
     return inputs
 
 
+def _check_whole_batch() -> None:
+    if manual := jax.sharding.get_abstract_mesh().manual_axes:
+        raise ValueError(
+            f"init_from_data was called inside shard_map or pmap over {tuple(manual)}, where its statistics would be "
+            "those of one shard of the batch. Call it outside, with the whole batch; params and batch may be sharded"
+        )
+
+
 def _check_concrete(value: Any) -> Any:
     if isinstance(value, jax.ShapeDtypeStruct):
         raise TypeError("init_from_data computes with data, but an argument holds a jax.ShapeDtypeStruct")
@@ -146,8 +157,9 @@ class _Initializer(Runner):
         rounding = 8 * jnp.finfo(y.dtype).eps * jnp.max(jnp.abs(y), target.samples, keepdims=True)
         constant, finite = std <= rounding, jnp.isfinite(mean) & jnp.isfinite(std)
         keep = constant | ~finite
+        before = _as_explicitly_sharded(scale_of_output(values[contraction.operand], contraction, y.ndim), std)
         # Added zeros: in a mesh with explicit axes, a select needs its operands to be sharded alike.
-        before = scale_of_output(values[contraction.operand], contraction, y.ndim) + jnp.zeros_like(std)
+        before = before + jnp.zeros_like(std)
         std, keep = std + jnp.zeros_like(before), keep | jnp.zeros_like(before, bool)
         gain = jnp.where(keep, before, self.init_scale / jnp.where(keep, 1, std))
         self.found[site] = Result(target.g(gain), None, jnp.sum(constant), jnp.all(finite))
@@ -225,12 +237,27 @@ def _renewed(params: Any, targets: dict[Site, Target], results: dict[Site, Resul
         target = targets[site]
         node = target.leaf.node
         g = _unstacked(result.g, target.use.view).astype(unbox(node.g).dtype)
-        leaves[target.leaf.position] = dataclasses.replace(node, g=rebox(node.g, g))
+        leaves[target.leaf.position] = dataclasses.replace(node, g=rebox(node.g, _in_place_of(unbox(node.g), g)))
         if target.bias and result.bias is not None:
             leaf, bias = target.bias
             new = _unstacked(result.bias, bias.view).astype(leaf.aval.dtype)
-            leaves[leaf.position] = rebox(leaves[leaf.position], new)
+            old = leaves[leaf.position]
+            leaves[leaf.position] = rebox(old, _in_place_of(unbox(old), new))
     return jax.tree_util.tree_unflatten(treedef, leaves)
+
+
+def _in_place_of(old: Any, new: jax.Array) -> jax.Array:
+    """`new` where `old` is. Of a tracer without explicit axes that is not known, and the compiler decides."""
+    if isinstance(old, jax.Array) and not isinstance(old, jax.core.Tracer) and not isinstance(new, jax.core.Tracer):
+        return jax.device_put(new, old.sharding) if old.committed else new
+    return _as_explicitly_sharded(new, old)
+
+
+def _as_explicitly_sharded(x: jax.Array, other: Any) -> jax.Array:
+    """`x`, sharded as `other` is in a mesh with explicit axes."""
+    sharding = jax.typeof(other).sharding
+    explicit = jax.sharding.AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
+    return jax.sharding.reshard(x, sharding) if explicit else x
 
 
 def _unstacked(array: jax.Array, view: View) -> jax.Array:

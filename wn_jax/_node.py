@@ -90,13 +90,19 @@ class WeightNorm:
             axes: the axes to reduce over, from either end; they are stored counted from the end.
 
         Raises:
-            ValueError: an axis is out of range, repeated or missing altogether.
+            ValueError: an axis is out of range, repeated or missing altogether; or the call is made inside `shard_map`
+                or `pmap`, where the weight may be one shard.
             TypeError: the weight is not a floating-point array, or an axis is not an integer.
         """
         values = jnp.asarray(unbox(weight))
         if not jnp.issubdtype(values.dtype, jnp.floating):
             raise TypeError(f"a weight must be a floating-point array to have a norm; this one is {values.dtype}")
         axes = canonical_axes(axes, values.shape)
+        if manual := jax.sharding.get_abstract_mesh().manual_axes:
+            raise ValueError(
+                f"a node is made inside shard_map or pmap over {tuple(manual)}, where its norm could be that of one "
+                "shard. Make it outside, and shard it as wn_jax.shardings(params, specs) says"
+            )
         g, v = _split(values.astype(norm_dtype(values.dtype)), axes)
         return cls(rebox_reduced(weight, g, values.ndim, axes), rebox(weight, v.astype(values.dtype)), axes)
 

@@ -239,7 +239,15 @@ def abstract_weight(node: Any) -> tuple[Any, Any]:
         return node.weight(), node.factors()[1]
 
     _check_is_pytree(node)
-    return jax.eval_shape(parts, node)
+    return jax.tree_util.tree_map(_in_mesh, jax.eval_shape(parts, node))
+
+
+def _in_mesh(x: Any) -> Any:
+    """With its mesh, which `jax.eval_shape` drops where not all axes are manual; without it no trace takes it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if x.sharding is None and mesh.manual_axes:
+        return x.update(sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    return x
 
 
 def _check_is_pytree(node: Any) -> None:
