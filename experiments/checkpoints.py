@@ -1,23 +1,24 @@
 """Saving states and coming back to them: in the background, atomic, and checked against damage.
 
-Orbax writes each checkpoint to a folder, which gets its name when it is complete. Beside the arrays lies a digest of
-them, since a damaged file may still be readable.
+Orbax writes each checkpoint to a folder, which gets its name when it is complete, and of several processes each writes
+what its devices hold. Beside the arrays lies a checksum of each, since a damaged file may still be readable.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from experiments import processes
 from experiments.errors import RunError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells about every step of every save
@@ -43,14 +44,14 @@ class Checkpoints:
         return self.path / str(self.steps()[0]) if self.steps() else None
 
     def save(self, step: int, tree: Any) -> None:
-        """Save a tree of NumPy arrays, in the background.
+        """Save a tree of arrays that nobody will change, in the background.
 
         Raises:
             RunError: it cannot be written, or the one before could not.
         """
         arrays = _named(tree)
         contents = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave({"digest": _digest(arrays)})
+            state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave({"checksums": _checksums(arrays)})
         )
         with self._errors("cannot be written"):
             self._manager.save(step, args=contents)
@@ -59,7 +60,7 @@ class Checkpoints:
         """The newest checkpoint that is whole.
 
         Arguments:
-            like: a tree of the same structure, with shapes and dtypes.
+            like: a tree of the same structure, with shapes, dtypes and shardings, which may be on other devices.
             accept: says of a step why it cannot be gone on from, or None.
 
         Returns:
@@ -72,10 +73,14 @@ class Checkpoints:
         passed: list[tuple[int, str]] = []
         for step in self.steps():
             try:
-                if (reason := accept(step)) is not None:
-                    raise ValueError(reason)
-                tree = self._read(step, like)
+                with processes.together():
+                    if (reason := accept(step)) is not None:
+                        raise ValueError(reason)
+                    arrays = self._read(step, like)
+                tree = self._checked(step, arrays, like)
             except Exception as error:  # whatever a damaged file leads to
+                if processes.lost_peer(error):
+                    raise
                 cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 passed.append((step, cause[:200]))
                 continue
@@ -100,23 +105,33 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
 
-    def _read(self, step: int, like: Any) -> Any:
+    def _read(self, step: int, like: Any) -> dict[str, jax.Array]:
         names = _named(like)
-        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-        contents = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=as_numpy), about=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=contents)
-        arrays = restored["state"]
-        shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        saved = self._manager.item_metadata(step)["state"].tree
+        shapes = {name: (tuple(array.shape), array.dtype) for name, array in saved.items()}
         if shapes != {name: (array.shape, array.dtype) for name, array in names.items()}:
             raise ValueError("it holds other arrays than this code trains")
-        if _digest(arrays) != restored["about"]["digest"]:
+        placed = {
+            name: ocp.ArrayRestoreArgs(sharding=array.sharding, global_shape=array.shape, dtype=array.dtype)
+            for name, array in names.items()
+        }
+        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=placed)))[
+            "state"
+        ]
+
+    def _checked(self, step: int, arrays: dict[str, jax.Array], like: Any) -> Any:
+        """The tree of these arrays, if they are those that were saved."""
+        about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        if _checksums(arrays) != about["checksums"]:
             raise ValueError("it is damaged: its arrays are not those that were saved")
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in names])
+        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
 
     def _put_aside(self, step: int) -> None:
         names = (self.path / f"damaged-{step}-{number}" for number in itertools.count())
         with self._errors("cannot be put aside"):
-            (self.path / str(step)).rename(next(name for name in names if not name.exists()))
+            with processes.together():
+                if processes.first():
+                    (self.path / str(step)).rename(next(name for name in names if not name.exists()))
             self._manager.reload()
 
     @contextlib.contextmanager
@@ -124,6 +139,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # of the file system, in the words of whichever library met it
+            if processes.lost_peer(error):
+                raise
             raise RunError(
                 f"{self.path}: a checkpoint {what}: {error}; make room or change permissions, and go on with --resume"
             ) from error
@@ -137,9 +154,22 @@ def _named(tree: Any) -> dict[str, Any]:
     }
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()
+def _checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
+    return {name: int(checksum) for name, checksum in _all_checksums(arrays).items()}
+
+
+@jax.jit
+def _all_checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: _checksum(array) for name, array in arrays.items()}
+
+
+def _checksum(array: jax.Array) -> jax.Array:
+    """A sum of the bits, each number times an odd one of its own: the same on any mesh, another if a number changes."""
+    if array.dtype == bool:
+        array = array.astype(jnp.uint8)
+    words = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(array, words).astype(jnp.uint32)  # of eight bytes, an axis of two more
+    strides = [math.prod(bits.shape[axis + 1 :]) for axis in range(bits.ndim)]
+    counts = [jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) for axis in range(bits.ndim)]
+    position = sum((count * jnp.uint32(stride) for count, stride in zip(counts, strides, strict=True)), jnp.uint32(0))
+    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)

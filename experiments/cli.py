@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from experiments import arm, data, interrupt, overhead, report, run, step_time, toml_file
+from experiments import arm, data, interrupt, report, run, toml_file
 from experiments.conditioning.along import Along
 from experiments.config import Experiment
 from experiments.data.fetch import fetch
 from experiments.errors import ConfigError, RunError
-from experiments.options import ConfigFile, Out, Settings, new_folder
+from experiments.measure_commands import measure_overhead, time_steps
+from experiments.options import (
+    ArmName,
+    ConfigFile,
+    Coordinator,
+    Distributed,
+    JoinTimeout,
+    Out,
+    Process,
+    Processes,
+    Settings,
+    new_folder,
+    one_arm,
+)
+from experiments.processes import Join, first, joined, together
 from experiments.run_folder import RunFolder, check
 from experiments.terminal import about_config, console, interruptible, progress_bar, user_errors
 from experiments.vocoder.command import vocoder
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command("vocoder")(vocoder)
+app.command("step-time")(time_steps)
+app.command("overhead")(measure_overhead)
 
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --out from its newest checkpoint, or begin it.")
@@ -40,25 +54,35 @@ def compare(
     out: Out = None,
     resume: Resume = False,
     tensorboard: TensorBoard = False,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    join_timeout: JoinTimeout = 300,
 ) -> None:
     """Train all arms of CONFIG side by side and report: a table, curves, a page, metrics and the resolved config."""
-    with user_errors():
-        _execute(config_file, _load(config_file, set_), out, resume, tensorboard)
+    with joined(Join(distributed, coordinator, processes, process, join_timeout), out):
+        _execute(config_file, toml_file.load(config_file, set_ or ()), out, resume, tensorboard)
 
 
 @app.command()
 def train(
     config_file: ConfigFile,
-    arm: Annotated[str | None, typer.Option(help="Which arm. Default: the first one.")] = None,
+    arm: ArmName = None,
     set_: Settings = None,
     out: Out = None,
     resume: Resume = False,
     tensorboard: TensorBoard = False,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    join_timeout: JoinTimeout = 300,
 ) -> None:
     """Train one arm of CONFIG."""
-    with user_errors():
-        experiment = _load(config_file, set_)
-        _execute(config_file, _one_arm(experiment, arm, config_file), out, resume, tensorboard)
+    with joined(Join(distributed, coordinator, processes, process, join_timeout), out):
+        experiment = toml_file.load(config_file, set_ or ())
+        _execute(config_file, one_arm(experiment, arm, config_file), out, resume, tensorboard)
 
 
 @app.command()
@@ -71,17 +95,22 @@ def sweep(
     out: Out = None,
     resume: Resume = False,
     tensorboard: TensorBoard = False,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    join_timeout: JoinTimeout = 300,
 ) -> None:
     """Train all arms of CONFIG at several learning rates; where that is fast, all of an arm's in one program."""
-    with user_errors():
-        experiment = _load(config_file, set_)
+    with joined(Join(distributed, coordinator, processes, process, join_timeout), out):
+        experiment = toml_file.load(config_file, set_ or ())
         if learning_rates is not None:  # also to arms that have rates of their own
             keys = [
                 "optimizer",
                 *(f"arms.{name}.optimizer" for name in experiment.arms if list(experiment.arms) != ["base"]),
             ]
             rates = [f"{key}.learning_rate=[{learning_rates}]" for key in keys]
-            experiment = _load(config_file, [*(set_ or ()), *rates])
+            experiment = toml_file.load(config_file, [*(set_ or ()), *rates])
         if any(len(arm.optimizer.learning_rate) == 1 for arm in experiment.arms.values()):
             raise ConfigError(
                 f"{config_file}: a sweep needs several learning rates in each arm; give --learning-rates 0.001,0.01 or "
@@ -99,7 +128,7 @@ def conditioning(
 ) -> None:
     """Train the arms of CONFIG, and measure the loss's curvature along the weights of one, in many parametrizations."""
     with user_errors():
-        experiment = _load(config_file, set_)
+        experiment = toml_file.load(config_file, set_ or ())
         _execute(config_file, experiment, out, resume, tensorboard=False, then_measure=True)
 
 
@@ -127,64 +156,9 @@ def fetch_(
         fetch(name, to)
 
 
-@app.command("step-time")
-def step_time_(
-    only: Annotated[
-        list[str] | None, typer.Option(help="Measure this model. May be repeated. Default: all.", metavar="NAME")
-    ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds over which the median is taken.")] = 31,
-    json: Annotated[Path | None, typer.Option(help="Write everything that was measured to this file.")] = None,
-    serving: Annotated[
-        bool, typer.Option("--serving", help="Measure a forward pass on one input instead: what folding saves.")
-    ] = False,
-) -> None:
-    """Measure a training step with weight normalization against the plain model's; print a table of the ratios."""
-    with user_errors():
-        cases, rows = step_time.choose(only or (), serving), list[step_time.Row]()
-        if json:
-            step_time.write([], json)  # one that cannot be written is an error now, not after minutes
-        try:
-            for row in _measure(cases, rounds):
-                rows.append(row)
-                if json:
-                    step_time.write(rows, json)
-        finally:  # after a Ctrl-C, what is complete
-            if rows:
-                console.print(step_time.table(rows))
-                console.print(step_time.machine(), soft_wrap=True)
-
-
-@app.command("overhead")
-def overhead_(
-    config_file: ConfigFile,
-    set_: Settings = None,
-    arm: Annotated[str | None, typer.Option(help="Which arm. Default: the first one.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds over which the median is taken.")] = 11,
-) -> None:
-    """Measure what the engine adds to the bare jitted step of one arm of CONFIG."""
-    with user_errors(), interruptible(lambda: "interrupted"):
-        experiment = _one_arm(_load(config_file, set_), arm, config_file)
-        with about_config(config_file):
-            found = overhead.measure(experiment, rounds, interrupt.check)
-        console.print(
-            f"bare step {statistics.median(found.bare):.2f} ms, engine {statistics.median(found.engine):.2f} ms, "
-            f"ratio {found.ratio():.3f} (medians over {rounds} rounds of {experiment.train.record_every} steps)"
-        )
-        console.print(step_time.machine(), soft_wrap=True)
-
-
 def main() -> None:
     """Entry point of `python -m experiments`."""
     app(prog_name="python -m experiments")
-
-
-def _load(config_file: Path, settings: list[str] | None) -> Experiment:
-    return toml_file.load(config_file, settings or ())
-
-
-def _one_arm(experiment: Experiment, arm: str | None, config_file: Path) -> Experiment:
-    with about_config(config_file):
-        return toml_file.select(experiment, [next(iter(experiment.arms)) if arm is None else arm])
 
 
 def _execute(
@@ -199,7 +173,7 @@ def _execute(
         raise ConfigError("--resume needs the run folder: --out FOLDER")
     path = out or new_folder(experiment.name)
     check(path, experiment, resume)  # before what takes long
-    with about_config(config_file):
+    with together(), about_config(config_file):
         along = Along(experiment) if then_measure else None
         arms = arm.build(experiment)
     problem = None
@@ -218,7 +192,8 @@ def _execute(
                 _measure_along(along, folder)
         except RunError as error:  # there is something to report all the same
             problem = error
-    _report([path], path)
+    if first():
+        _report([path], path)
     if problem:
         raise problem
 
@@ -254,16 +229,3 @@ def _report(paths: list[Path], out: Path | None) -> None:
     result = report.report(paths, out)
     console.print(result.table)
     console.print(f"report: {result.page}\nall of it: {result.page.parent}", soft_wrap=True, markup=False)
-
-
-def _measure(cases: list[step_time.Case], rounds: int) -> Iterator[step_time.Row]:
-    with interruptible(lambda: "interrupted"), progress_bar() as progress:
-        task = progress.add_task("", total=len(cases) * rounds)
-
-        def on_round() -> None:
-            interrupt.check()
-            progress.advance(task)
-
-        for case in cases:
-            progress.update(task, description=case.name)
-            yield step_time.measure(case, rounds, on_round)

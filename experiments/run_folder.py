@@ -1,9 +1,9 @@
-"""The folder of a run, which one process at a time works in, and which a killed run can go on in.
+"""The folder of a run, which one run at a time works in, and which a killed run can go on in.
 
 It holds `config.toml` (the resolved config; it runs again), `environment.json`, `metrics.jsonl` (what was learned, the
 same in each run of a config on a machine), `times.jsonl` (how long it took) and `checkpoints/`; where curvature was
 measured, also `conditioning.jsonl`. A line is written whole; what came after the newest checkpoint is cut off when a
-run goes on, and computed again.
+run goes on, and computed again. Of several processes of one run, the first writes; checkpoints are written by all.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import jax
 import tomli_w
 
-from experiments import files, toml_file
+from experiments import files, processes, toml_file
 from experiments.checkpoints import Checkpoints
 from experiments.config import Experiment
 from experiments.environment import environment
@@ -31,7 +32,10 @@ from experiments.tensorboard import require as require_tensorboard
 Record = dict[str, Any]
 _CONFIG, _ENVIRONMENT, MEASURED = "config.toml", "environment.json", "conditioning.jsonl"
 # Keys that change no number: data is checked by its content, wherever it lies.
-_MAY_DIFFER = (".data.dir", ".train.on_nonfinite", ".train.keep_checkpoints")
+_MAY_DIFFER = (
+    *(".data.dir", ".train.on_nonfinite", ".train.keep_checkpoints"),
+    *(".mesh.data", ".mesh.fsdp", ".mesh.model"),
+)
 _ELSEWHERE = "choose another folder with --out"
 
 
@@ -39,22 +43,30 @@ class RunFolder:
     """An open run folder: made new, or with `resume` one that holds the same experiment."""
 
     def __init__(self, path: Path, experiment: Experiment, resume: bool = False, tensorboard: bool = False):
-        check(path, experiment, resume)
         if tensorboard:
             require_tensorboard()
         self.path = path
         self._experiment, self._tensorboard = experiment, tensorboard
         self._files: dict[str, FileIO] = {}
         self._events: EventFiles | None = None
-        with contextlib.ExitStack() as stack, _folder_errors(path):
-            path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_lock(path))
-            check(path, experiment, resume)  # again, now that nobody else can change it
-            files.write(path / _ENVIRONMENT, json.dumps(_environments(path), indent=2) + "\n")
-            if not (path / _CONFIG).exists():
-                files.write(path / _CONFIG, tomli_w.dumps(toml_file.to_dict(experiment)))
+        with contextlib.ExitStack() as stack:
+            with processes.together():  # before any changes it
+                check(path, experiment, resume)
+            with processes.together(), _folder_errors(path):
+                if processes.first():
+                    self._set_up(stack, resume)
+            with processes.together():
+                _check_is_shared(path)
             self.checkpoints = Checkpoints(path / "checkpoints", experiment.train.keep_checkpoints)
             self._open = stack.pop_all()
+
+    def _set_up(self, stack: contextlib.ExitStack, resume: bool) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_lock(self.path))
+        check(self.path, self._experiment, resume)  # again, now that nobody else can change it
+        files.write(self.path / _ENVIRONMENT, json.dumps(_environments(self.path), indent=2) + "\n")
+        if not (self.path / _CONFIG).exists():
+            files.write(self.path / _CONFIG, tomli_w.dumps(toml_file.to_dict(self._experiment)))
 
     def begin(self, like: Any) -> tuple[int, Any, list[str]]:
         """Where to begin: the step and the states of the newest whole checkpoint, or 0 and None.
@@ -62,18 +74,24 @@ class RunFolder:
         The records after it are cut off. `like` has the structure and shapes of the states. The third value is what
         to tell the user.
         """
-        records = read_records(self.path / "metrics.jsonl")
+        with processes.together():  # before the first process changes them
+            records = read_records(self.path / "metrics.jsonl")
         step, tree, notes = self.checkpoints.restore(like, lambda step: self._missing_records(records, step))
+        if processes.first():
+            self._go_on(records, step or 0)
+        return step or 0, tree, notes
+
+    def _go_on(self, records: list[Record], step: int) -> None:
+        """Open the files of records, less what came after `step`."""
         with self._full_disk():
             times = read_records(self.path / "times.jsonl", strict=False)
             for name, all_records in (("metrics.jsonl", records), ("times.jsonl", times)):
-                kept = [record for record in all_records if record["step"] <= (step or 0)]
+                kept = [record for record in all_records if record["step"] <= step]
                 files.write(self.path / name, "".join(_line(record) for record in kept))
                 self._files[name] = self._open.enter_context((self.path / name).open("ab", buffering=0))
         if self._tensorboard:
-            events = EventFiles(self.path / "tensorboard", (step or 0) + 1, self._experiment.train.first_seed)
+            events = EventFiles(self.path / "tensorboard", step + 1, self._experiment.train.first_seed)
             self._events = self._open.enter_context(contextlib.closing(events))
-        return step or 0, tree, notes
 
     def write(self, record: Record) -> None:
         """Append a record of what was learned."""
@@ -104,7 +122,7 @@ class RunFolder:
         self._append(MEASURED, *records)
 
     def save(self, step: int, tree: Any) -> None:
-        """Save the states after `step`, whose records are written, in the background."""
+        """Save the states after `step`, whose records are written, in the background. They must not change."""
         with self._full_disk():
             for file in self._files.values():
                 os.fsync(file.fileno())
@@ -115,10 +133,11 @@ class RunFolder:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._open, contextlib.nullcontext() if kind is None else contextlib.suppress(RunError):
-            self.checkpoints.close()
+            if kind is None or jax.process_count() == 1:  # else it would wait for processes that may be gone
+                self.checkpoints.close()
 
     def _append(self, name: str, *records: Record) -> None:
-        line = "".join(map(_line, records)).encode()
+        line = "".join(map(_line, records)).encode() if processes.first() else b""
         with self._full_disk():
             while line:  # unbuffered, so that nothing is left to be written when the file is closed
                 line = line[self._files[name].write(line) or 0 :]
@@ -162,6 +181,15 @@ def check(path: Path, experiment: Experiment, resume: bool) -> None:
         raise ConfigError(
             f"{path}: holds a run of another config, so it cannot go on with this one; "
             f"{'; '.join(differences)}. Change it back, or {_ELSEWHERE}"
+        )
+
+
+def _check_is_shared(path: Path) -> None:
+    """That what the first process wrote is here."""
+    if not (path / _CONFIG).exists():
+        raise ConfigError(
+            f"{path}: is not the folder that process 0 of this run works in; choose an --out on a file system that all "
+            "processes share"
         )
 
 
