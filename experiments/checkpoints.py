@@ -30,8 +30,9 @@ class Checkpoints:
     def __init__(self, path: Path, keep: int):
         self.path = path.absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        handlers = {"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         with self._errors("cannot be opened"):
-            self._manager = ocp.CheckpointManager(self.path, options=options)
+            self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
 
     def steps(self) -> list[int]:
         """The steps of what is saved, the newest first."""

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -63,6 +64,8 @@ class Join:
             raise ConfigError(
                 f"--process {self.process}: must be 0 to {self.processes - 1}, as --processes is {self.processes}"
             )
+        if self.process == 0 and self.coordinator is not None:
+            _check_port_is_free(int(self.coordinator.rpartition(":")[2]))
         if out is None:
             raise ConfigError(
                 "--distributed needs --out: one folder for all processes, on a file system that they share"
@@ -175,6 +178,17 @@ def _start(join: Join, out: Path | None) -> Callable[[], None]:
     finally:
         timer.cancel()
     return _guard(_lost(out))
+
+
+def _check_port_is_free(port: int) -> None:
+    """JAX ends in a segmentation fault where it is not."""
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"--coordinator: port {port} of this machine cannot be used: {error}; choose another"
+        ) from None
 
 
 def _give_up(join: Join) -> None:
