@@ -77,7 +77,7 @@ def _bare(own: arm.Arm) -> Callable[[], None]:
     optimizer = optimizers.build(config.optimizer, config.optimizer.learning_rate[0], config.train.steps, 1)
     member = training.Member(jnp.int32(config.train.first_seed), jnp.float32(config.optimizer.learning_rate[0]))
     examples = own.placement.train
-    first = jax.jit(own.functions.init)(member, examples, own.functions.first(member))
+    first = jax.jit(own.functions.start)(member, examples)
     state = jax.tree.map(lambda array: array[None], (first.params, first.model_state, first.opt_state))
 
     # Mapped over one seed, as the engine's: XLA's CPU backend then gives the convolutions another, faster path.

@@ -63,6 +63,10 @@ class Functions:
     statistics: Callable[[State, Member], dict[str, dict[str, jax.Array]]]
     uses: Any
 
+    def start(self, member: Member, examples: Examples) -> State:
+        """The first state, from all training examples."""
+        return self.init(member, examples, self.first(member))
+
     @property
     def convolves(self) -> bool:
         """Whether the network has convolutions."""

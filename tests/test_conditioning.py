@@ -156,7 +156,7 @@ def test_the_path_is_the_training_of_its_arm(digits):
     config = experiment.arms["plain"]
     functions = training.functions(config, dataset := data.load(config.data))
     member, train = training.Member(jnp.int32(1), jnp.float32(0.1)), jax.tree.map(jnp.asarray, dataset.train)
-    state = functions.init(member, train)
+    state = functions.start(member, train)
     for first in (0, 10):
         state, _ = functions.advance(state, member, train, functions.order(member, jnp.int32(first)))
     task = tasks.build(config.model, dataset)
@@ -256,7 +256,7 @@ def test_spread_scales_each_vector_and_leaves_its_direction():
     dataset = data.load(config.data)
     wide = config.model_copy(update={"model": config.model.model_copy(update={"init_spread": 2.0})})
     member = training.Member(jnp.int32(0), jnp.float32(0.1))
-    plain, scaled = (training.functions(c, dataset).init(member, dataset.train).params for c in (config, wide))
+    plain, scaled = (training.functions(c, dataset).start(member, dataset.train).params for c in (config, wide))
     factors = []
     for layer in plain:
         ratio = np.asarray(scaled[layer]["kernel"] / plain[layer]["kernel"])

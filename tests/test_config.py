@@ -31,7 +31,7 @@ BAD = {
     ),
     "unknown table": (
         "[optimiser]\nx = 1",
-        "optimiser: unknown key (did you mean 'optimizer'?); allowed: data, model, optimizer, train, name, arms",
+        "optimiser: unknown key (did you mean 'optimizer'?); allowed: data, model, optimizer, train, mesh, name, arms",
     ),
     "wrong type": ("[train]\nseeds = 'five'", "train.seeds: Input should be a valid integer; got 'five'"),
     "a value for a table": ("train = 5", "train: must be a table; got 5"),
@@ -150,7 +150,10 @@ BAD = {
         "arms.wn: one example has no standard deviation",
     ),
     "no name": ("name = ''", "name: String should match pattern"),
-    "a name in an arm": ("[arms.wn]\nname = 'x'", "arms.wn.name: unknown key; allowed: data, model, optimizer, train"),
+    "a name in an arm": (
+        "[arms.wn]\nname = 'x'",
+        "arms.wn.name: unknown key; allowed: data, model, optimizer, train, mesh",
+    ),
     "an arm's name": ('[arms."[x]"]', "String should match pattern"),
     "a seed too large": ("[train]\nfirst_seed = 9999999999", "train.first_seed: Input should be less than 2147483648"),
     "unknown rule": ("[train]\non_nonfinite = 'stopp'", "train.on_nonfinite: 'stopp' is not allowed (did you mean 'st"),
@@ -181,12 +184,17 @@ UNFIT = {
         "  nowhere/at/all: no such folder\nrun `python -m experiments fetch mnist`",
     ),
     "more devices than there are": (
-        "[train]\ndevices = 99",
-        "train.devices: 99 are wanted, and JAX sees 8 here; lower",
+        "[mesh]\ndata = 33\nfsdp = 3",
+        "mesh: data 33 x fsdp 3 x model 1 = 99 devices are wanted, and JAX sees 8 here; lower them",
+    ),
+    "more devices than are left for the batch": (
+        "[mesh]\nmodel = 16",
+        "mesh: data 1 x fsdp 1 x model 16 = 16 devices are wanted, and JAX sees 8 here; lower them",
     ),
     "devices that share no batch": (
-        "[train]\ndevices = 8",
-        "data.batch_size: 100 examples cannot be shared out evenly among 8 devices; change it or train.devices",
+        "[mesh]\nfsdp = 8",
+        "data.batch_size: 100 examples cannot be shared out evenly among 8 devices (mesh: data 1 x fsdp 8); change it "
+        "or [mesh]",
     ),
     "magnitudes from more examples than there are": (
         "[model]\ninit = 'data'\nweights = 'weight_norm'\ninit_examples = 2000",

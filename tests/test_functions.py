@@ -40,7 +40,7 @@ def start(arm, *settings):
     """An arm's config, its functions and its first state."""
     config = toml_file.load(DIGITS, [*SMALL, *settings]).arms[arm]
     functions = training.functions(config, DATASET)
-    return config, functions, functions.init(MEMBER, DATASET.train)
+    return config, functions, functions.start(MEMBER, DATASET.train)
 
 
 FROZEN = "arms.weight_norm.model.weights=frozen_scale"

@@ -24,7 +24,8 @@ name = "resumed"
 data = { name = "digits", batch_size = 50 }
 model = { name = "mlp", hidden = [16], norm = "mean_only" }
 optimizer = { name = "adam", learning_rate = [0.01, 0.003], schedule = "cosine", second_half = { b1 = 0.5 } }
-train = { steps = 12, record_every = 2, checkpoint_every = 4, seeds = 2, ema = 0.9, devices = 1 }
+train = { steps = 12, record_every = 2, checkpoint_every = 4, seeds = 2, ema = 0.9 }
+mesh = { data = 1 }
 [arms.plain]
 [arms.weight_norm]
 model = { weights = "weight_norm", init = "data" }
@@ -238,7 +239,7 @@ def test_a_full_disk(room, goes_on, left):
 
 def test_killed_at_ten_random_moments_it_ends_as_if_never_killed(tmp_path):
     """Twice on its way to the first step, and eight times at random records; the clock plays no part in these."""
-    (tmp_path / "config.toml").write_text(CONFIG.replace("steps = 12", "steps = 1000"))
+    (tmp_path / "config.toml").write_text(CONFIG.replace("steps = 12", "steps = 500"))
     command = [sys.executable, "-m", "experiments", "compare", str(tmp_path / "config.toml"), "--resume", "--out"]
     whole, own = tmp_path / "whole", tmp_path / "run"
 
@@ -265,5 +266,5 @@ def test_killed_at_ten_random_moments_it_ends_as_if_never_killed(tmp_path):
         process.wait()
     assert start(own).wait(timeout=600) == 0
     assert (own / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    for name, array in saved(whole, 1000).items():
-        np.testing.assert_array_equal(saved(own, 1000)[name], array, err_msg=name)
+    for name, array in saved(whole, 500).items():
+        np.testing.assert_array_equal(saved(own, 500)[name], array, err_msg=name)

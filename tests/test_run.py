@@ -97,7 +97,7 @@ def test_eight_devices_give_the_losses_of_one(name):
     """Over 50 steps, with a batch that is shared out among them."""
     curves = []
     for devices in (1, 8):
-        changes = ["data.batch_size=96", "train.record_every=1", "train.steps=50", f"train.devices={devices}"]
+        changes = ["data.batch_size=96", "train.record_every=1", "train.steps=50", f"mesh.data={devices}"]
         config = toml_file.load(DIGITS, [*TINY, "train.evaluate_every=50", "optimizer.learning_rate=0.05", *changes])
         curves.append(losses(toml_file.select(config, [name]), steps=50))
     np.testing.assert_allclose(*curves, rtol=1e-5)
@@ -154,7 +154,7 @@ def test_arms_of_a_seed_start_from_the_same_directions_and_see_the_same_batches(
         config = arm_config(name)
         dataset = data.load(config.data)
         functions = training.functions(config, dataset)
-        started[name] = jax.jit(functions.init)(member, dataset.train).params, functions.order(member, jnp.int32(5))
+        started[name] = jax.jit(functions.start)(member, dataset.train).params, functions.order(member, jnp.int32(5))
     plain, order = started["plain"]
     for params, own_order in started.values():
         np.testing.assert_array_equal(own_order, order)

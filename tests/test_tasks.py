@@ -47,7 +47,7 @@ def start(arm):
     """An arm's task, functions and first state, at a small width on small images."""
     config = load(arm, *SMALL)
     functions = training.functions(config, DATASET)
-    return tasks.build(config.model, DATASET), functions, functions.init(MEMBER, DATASET.train)
+    return tasks.build(config.model, DATASET), functions, functions.start(MEMBER, DATASET.train)
 
 
 def probe(function, *args):
@@ -97,7 +97,7 @@ NUMBERS = {
 @pytest.mark.parametrize("arm", ARMS)
 def test_the_paper_s_network_has_its_shapes_and_numbers(arm):
     dataset = images(600, size=32)
-    state = jax.eval_shape(training.functions(load(arm), dataset).init, MEMBER, dataset.train)
+    state = jax.eval_shape(training.functions(load(arm), dataset).start, MEMBER, dataset.train)
     kind, names, biases, running = NUMBERS[arm]
     found = {"weights": 0, "bias": 0, "scale": 0, "g": 0, "gain": 0}
     for layer, leaves in state.params.items():
