@@ -28,6 +28,7 @@ def environment() -> dict[str, Any]:
         "packages": {"wn-jax": wn.__version__} | {name: metadata.version(name) for name in _PACKAGES},
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processes": jax.process_count(),
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 import wn_jax as wn
 import wn_jax.linen
 import wn_jax.nnx
+from tests.collectives import collectives
 from tests.zoo import ZOO
 from wn_jax._boxes import rebox, unbox
 from wn_jax._transform import flatten
@@ -163,6 +164,16 @@ def test_initialization_from_data_on_a_mesh(fn, axis_type, kernel, bias, jit):
     ):
         assert_placed(leaf, here, spec.spec)
         np.testing.assert_allclose(leaf, reference, rtol=1e-5, atol=1e-6)
+
+
+def test_a_gradient_sends_two_numbers_a_feature():
+    """Where the norm's axes are sharded: the norm, once for value and derivative, and the gradient along `v`."""
+    here = mesh()
+    place = NamedSharding(here, P(("data", "fsdp", "model")))
+    node = jax.device_put(wn.WeightNorm.from_weight(jnp.ones((16, 5)), 0), wn.WeightNorm(None, place, (-2,)))
+    gradient = jax.jit(jax.value_and_grad(lambda node, x: jnp.sum(jnp.sin(node.weight()) * x)))
+    hlo = gradient.lower(node, jax.device_put(jnp.ones((16, 5)), place)).compile().as_text()
+    assert collectives(hlo) == {("all-reduce", 5): 2, ("all-reduce", 1): 1}
 
 
 def test_the_mean_of_mean_only_batch_normalization_is_that_of_the_whole_batch():

@@ -199,18 +199,23 @@ def norm_dtype(dtype: Any) -> Any:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
     """`g / ||v||`, and 0 where `||v||^2` under- or overflows."""
+    return _scale_and_inverse(g, v, axes, names)[0]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _scale_and_inverse(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> tuple[jax.Array, jax.Array]:
+    """`g / ||v||` and `1 / ||v||`. Together, as the derivative needs both, and over shards each norm is a message."""
     length, vanishes = norm(v, axes, names)
-    return jnp.where(vanishes, 0, g / length)
+    return jnp.where(vanishes, 0, g / length), jnp.where(vanishes, 0, 1 / length)
 
 
-@_scale.defjvp
-def _scale_jvp(
+@_scale_and_inverse.defjvp
+def _scale_and_inverse_jvp(
     axes: tuple[int, ...], names: Names, primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||.
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||; and the same for g = 1.
 
     Written out because the derivative by way of ||v||^2 has factors of ||v||^-3, which overflow in a Hessian-vector
     product from ||v|| = 1e-13 down. Here every factor has the size of a result.
@@ -220,12 +225,13 @@ def _scale_jvp(
     shows the difference).
     """
     (g, v), (dg, dv) = primals, tangents
-    scale, inverse = _scale(g, v, axes, names), _scale(jnp.ones_like(g), v, axes, names)
+    scale, inverse = _scale_and_inverse(g, v, axes, names)
     dead = inverse == 0
     length = jnp.where(dead, 1, 1 / inverse)
     radial = _sum((v * (1 / length)) * dv, axes, names) / length
     # A select, not a product with 0: where v is huge and 1/||v|| is 0, `radial` and the cotangents may be infinite.
-    return scale, jnp.where(dead, 0, inverse * dg - scale * radial)
+    tangent, of_inverse = inverse * dg - scale * radial, -inverse * radial
+    return (scale, inverse), (jnp.where(dead, 0, tangent), jnp.where(dead, 0, of_inverse))
 
 
 @jax.jit

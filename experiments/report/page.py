@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,12 +106,15 @@ def _how_made(run: Run) -> dict[str, Any]:
 
 
 def _facts(environment: dict[str, Any]) -> dict[str, str]:
-    cpus = environment.get("cpus", "unknown")
+    cpus, processes = environment.get("cpus", "unknown"), environment.get("processes", 1)
+    devices = collections.Counter(map(str, environment.get("devices", [])))
+    kinds = ", ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in devices.items()) or "unknown"
+    several = f" in {processes} processes" if processes != 1 else ""
     return {
         "Started": _known(environment.get("started")),
         "Command": _known(environment.get("command")),
         "Commit": _known(environment.get("commit")),
-        "Hardware": f"{', '.join(map(str, environment.get('devices', []))) or 'unknown'}; CPUs: {cpus}",
+        "Hardware": f"{kinds}{several}; CPUs: {cpus}",
         "Platform": _known(environment.get("platform")),
         "Python": _known(environment.get("python")),
     }
