@@ -18,7 +18,7 @@ QUICK = ("nnx_mlp", "haiku_mlp")
 guide = functools.cache(run)
 
 
-@pytest.mark.parametrize("name", ["linen", "nnx", "equinox", "haiku"])
+@pytest.mark.parametrize("name", ["linen", "nnx", "equinox", "haiku", "scaling"])
 def test_the_guide_runs(name):
     guide(f"docs/{name}.md")
 

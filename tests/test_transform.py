@@ -238,3 +238,11 @@ def test_flax_refuses_nodes_without_wrap(params):
         Exception, match=r'For parameter "kernel" .* expected to generate shape \(3, 2\), but .* shape \(1, 2\)'
     ):
         nn.Dense(2).apply(nodes, x)
+
+
+def test_weights_that_a_jitted_function_closes_over_become_nodes():
+    """They are no tracers themselves, and what is computed from them is."""
+    params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 0.0]])}
+    node = jax.jit(lambda: wn.reparameterize(params, {"kernel": -2}))()["kernel"]
+    np.testing.assert_array_equal(node.g, [[5.0, 0.0]])
+    np.testing.assert_array_equal(node.weight(), params["kernel"])

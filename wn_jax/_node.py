@@ -246,7 +246,7 @@ def _product(g: jax.Array, v: jax.Array, scale: jax.Array) -> jax.Array:
 def _split(weight: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """`g` and `v` of a weight, as `WeightNorm.from_weight` documents them."""
     v, power, zero = _into_range(weight, axes)
-    if isinstance(weight, jax.core.Tracer):
+    if isinstance(zero, jax.core.Tracer):
         v = jax.lax.cond(jnp.any(zero), lambda: _fill_zeros(weight, v, zero, axes), lambda: v)
     elif zero.any():  # eagerly, the random numbers are compiled only where they are needed
         v = _fill_zeros(weight, v, zero, axes)

@@ -30,6 +30,9 @@ def in_shard_map(params: Any, specs: Any) -> Any:
     those with one `psum` of a number a feature; values and gradients are those of the whole weight, with `check_vma`
     on and off. Where the reduction axes are whole on each device (`P()`, or only features sharded), nothing is sent.
 
+    What is stated is believed, as JAX cannot tell shards from weights that differ between devices on purpose: `P()`
+    for a weight that is sharded gives the norms of shards.
+
     State it where the nodes are used, inside the function that is differentiated: gradients then have the structure of
     `params`. Outside of manual regions, where a norm is global anyway, and along axes that are not manual, it changes
     nothing.
