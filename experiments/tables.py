@@ -35,5 +35,5 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> str:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """A guess at what was meant, to be put behind the word; or nothing."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.55)
     return f" (did you mean {close[0]!r}?)" if close else ""
