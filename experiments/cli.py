@@ -192,8 +192,9 @@ def _execute(
                 _measure_along(along, folder)
         except RunError as error:  # there is something to report all the same
             problem = error
-    if first():
-        _report([path], path)
+    with together():
+        if first():
+            _report([path], path)
     if problem:
         raise problem
 

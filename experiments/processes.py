@@ -90,6 +90,7 @@ def joined(join: Join, out: Path | None) -> Iterator[None]:
         console.quiet = not first()
         with user_errors(), _lost_peers(out):
             yield
+            jax.distributed.shutdown()  # once all are here
         code = 0
     except typer.Exit as leaving:
         code = leaving.exit_code

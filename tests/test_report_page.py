@@ -62,6 +62,14 @@ def test_a_page_holds_every_figure_and_what_the_run_took(tmp_path):
                 if key in ("src", "href", "xlink:href") and not value.startswith("#")]  # fmt: skip
 
 
+def test_many_devices_are_counted(tmp_path):
+    environment = {**ENVIRONMENT, "devices": ["tpu: TPU v5e"] * 8 + ["cpu: cpu"], "processes": 2}
+    assert (
+        "8 x tpu: TPU v5e, cpu: cpu in 2 processes"
+        in report([write_run(tmp_path, environment=environment)]).page.read_text()
+    )
+
+
 def test_odd_names_are_text_on_the_page(tmp_path):
     name = "_<b onclick='x'>&\"$x^$ [red]"
     odd = [record(name, 10, [1.0, None], [0.1, 0.2], norms={name: [1.0, 2.0]}, metric="test_<i>_error")]
