@@ -32,6 +32,7 @@ class Arm:
         self.members = training.members(config)
         self.functions = training.functions(config, placement.dataset, placement)
         self.states: list[State] = []
+        sharding.check(self.functions.uses, placement.mesh)
 
     def restore(self, states: list[State]) -> None:
         """Go on from states that lie where `abstract` says; from none, at the start."""
@@ -47,10 +48,12 @@ class Arm:
         def placed(array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-        return [jax.tree.map(placed, self._shapes(member), self._shardings) for member in self._groups]
+        return [jax.tree.map(placed, self._shapes, self._shardings)] * len(self._groups)
 
     def prepare(self) -> None:
         """Make the states before the first step, if there are none yet, and compile what trains, at the same time."""
+        if jax.process_count() > 1:
+            self._advance  # noqa: B018 (several processes must start the same programs in the same order)
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             compiled = pool.submit(lambda: self._advance)
             if not self.states:
@@ -99,7 +102,10 @@ class Arm:
     def _first(self, member: training.Member) -> Batch:
         return self.placement.feed(self._first_rows(member))
 
-    def _shapes(self, member: training.Member) -> State:
+    @functools.cached_property
+    def _shapes(self) -> State:
+        """Those of a group's states; all groups are of one size."""
+        member = self._groups[0]
         return jax.eval_shape(jax.vmap(self.functions.init, _INIT), member, self.placement.train, self._first(member))
 
     @property
@@ -114,7 +120,7 @@ class Arm:
     @functools.cached_property
     def _steps_per_call(self) -> int:
         train = self.config.train
-        return train.steps_per_call or (1 if self._slow_in_loops else train.record_every)
+        return train.steps_per_call or (1 if self._slow_in_loops or self.placement.fed else train.record_every)
 
     @functools.cached_property
     def _groups(self) -> list[training.Member]:
@@ -127,7 +133,7 @@ class Arm:
     def _shardings(self) -> State:
         """Where the states lie, on a mesh whose axes the parameters are sharded over."""
         by_path = sharding.of_parameters(self.functions.uses, self.placement.mesh)
-        return jax.tree.map(self.placement.at, sharding.of_state(self._shapes(self._groups[0]), by_path))
+        return jax.tree.map(self.placement.at, sharding.of_state(self._shapes, by_path))
 
     @functools.cached_property
     def _copy(self) -> Callable[[list[State]], list[State]]:

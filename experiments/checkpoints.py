@@ -23,16 +23,19 @@ from experiments.errors import RunError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells about every step of every save
 
+_WAIT = 300  # seconds that a process waits for what the others have to write
+
 
 class Checkpoints:
     """The checkpoints of a run, by step; the newest `keep` of them are kept."""
 
     def __init__(self, path: Path, keep: int):
         self.path = path.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        handlers = {"state": ocp.PyTreeCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+        waiting = ocp.AsyncOptions(timeout_secs=_WAIT)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, async_options=waiting)
+        self._arrays = ocp.PyTreeCheckpointHandler()
         with self._errors("cannot be opened"):
-            self._manager = ocp.CheckpointManager(self.path, options=options, item_handlers=handlers)
+            self._manager = ocp.CheckpointManager(self.path, options=options)
 
     def steps(self) -> list[int]:
         """The steps of what is saved, the newest first."""
@@ -77,8 +80,10 @@ class Checkpoints:
                 with processes.together():
                     if (reason := accept(step)) is not None:
                         raise ValueError(reason)
-                    arrays = self._read(step, like)
-                tree = self._checked(step, arrays, like)
+                    arrays, checksums = self._read(step, like)
+                if _checksums(arrays) != checksums:
+                    raise ValueError("it is damaged: its arrays are not those that were saved")
+                tree = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
             except Exception as error:  # whatever a damaged file leads to
                 if processes.lost_peer(error):
                     raise
@@ -106,9 +111,13 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.close()
 
-    def _read(self, step: int, like: Any) -> dict[str, jax.Array]:
-        names = _named(like)
-        saved = self._manager.item_metadata(step)["state"].tree
+    def _read(self, step: int, like: Any) -> tuple[dict[str, jax.Array], dict[str, int]]:
+        """The arrays, and their checksums. Read without the manager, which waits for other processes to have read."""
+        names, folder = _named(like), self.path / str(step)
+        about = ocp.JsonCheckpointHandler().restore(folder / "about", args=ocp.args.JsonRestore())
+        if "checksums" not in about:
+            raise ValueError("it was saved by an older version of this code")
+        saved = self._arrays.metadata(folder / "state").tree
         shapes = {name: (tuple(array.shape), array.dtype) for name, array in saved.items()}
         if shapes != {name: (array.shape, array.dtype) for name, array in names.items()}:
             raise ValueError("it holds other arrays than this code trains")
@@ -116,16 +125,8 @@ class Checkpoints:
             name: ocp.ArrayRestoreArgs(sharding=array.sharding, global_shape=array.shape, dtype=array.dtype)
             for name, array in names.items()
         }
-        return self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=placed)))[
-            "state"
-        ]
-
-    def _checked(self, step: int, arrays: dict[str, jax.Array], like: Any) -> Any:
-        """The tree of these arrays, if they are those that were saved."""
-        about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        if _checksums(arrays) != about["checksums"]:
-            raise ValueError("it is damaged: its arrays are not those that were saved")
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
+        arrays = self._arrays.restore(folder / "state", args=ocp.args.PyTreeRestore(restore_args=placed))
+        return arrays, about["checksums"]
 
     def _put_aside(self, step: int) -> None:
         names = (self.path / f"damaged-{step}-{number}" for number in itertools.count())
@@ -156,7 +157,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
-    return {name: int(checksum) for name, checksum in _all_checksums(arrays).items()}
+    return {name: int(checksum) for name, checksum in jax.device_get(_all_checksums(arrays)).items()}
 
 
 @jax.jit

@@ -172,7 +172,8 @@ def _execute(
     if resume and out is None:
         raise ConfigError("--resume needs the run folder: --out FOLDER")
     path = out or new_folder(experiment.name)
-    check(path, experiment, resume)  # before what takes long
+    with together():
+        check(path, experiment, resume)  # before what takes long
     with together(), about_config(config_file):
         along = Along(experiment) if then_measure else None
         arms = arm.build(experiment)

@@ -25,6 +25,7 @@ import wn_jax as wn
 from experiments import arm, optimizers, run, tasks, training
 from experiments.config import Experiment
 from experiments.errors import ConfigError
+from experiments.mesh import MeshConfig
 from experiments.run_folder import RunFolder
 
 
@@ -46,7 +47,9 @@ def measure(experiment: Experiment, rounds: int, on_round: Callable[[], None] = 
     Raises:
         ConfigError: it has several.
     """
-    name, own = next(iter(arm.build(experiment).items()))
+    name, config = next(iter(experiment.arms.items()))
+    alone = experiment.model_copy(update={"arms": {name: config.model_copy(update={"mesh": MeshConfig(data=1)})}})
+    own = arm.build(alone)[name]
     if len(own.members) > 1:
         raise ConfigError(
             f"the overhead is measured for one seed and one learning rate, and {name} has {len(own.members)} of them; "

@@ -33,7 +33,7 @@ class Placement(Layout):
         self.dataset = dataset
         self.mesh = mesh
         self.everywhere = self.at(PartitionSpec())
-        self._fed = jax.process_count() > 1 if fed is None else fed
+        self.fed = jax.process_count() > 1 if fed is None else fed
         self._parts = int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
     def at(self, spec: PartitionSpec) -> NamedSharding:
@@ -56,11 +56,11 @@ class Placement(Layout):
     @functools.cached_property
     def train(self) -> Examples:
         """The training examples that batches are taken from; nothing where each batch is fed."""
-        return {} if self._fed else self.put(self.dataset.train)
+        return {} if self.fed else self.put(self.dataset.train)
 
     def feed(self, rows: Rows) -> Batch:
         """Batches, for `take`: rows of shape (members, ..., batch)."""
-        if not self._fed:
+        if not self.fed:
             return rows
         wanted, place = np.asarray(rows), self.at(self._batch(rows.ndim, rows.shape[-1]))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import re
 import socket
@@ -27,7 +28,8 @@ from experiments.errors import ConfigError, RunError
 from experiments.terminal import console, user_errors
 
 _HEARTBEAT = 30  # seconds without a sign of life until a process counts as lost
-_LOST = re.compile("gloo|nccl|heartbeat|coordinat|connection|socket|unavailable|deadline|barrier|peer|preempt", re.I)
+# What the layers below say; none of these words may stand in a path, or in the error of a file.
+_LOST = re.compile(r"Gloo \S+ failed|NCCL operation|CoordinationService|heartbeat timeout|Connection closed by peer \[")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Join:
             raise ConfigError(
                 f"of {', '.join(explicit)} all are needed, or none on a cluster; missing: {', '.join(missing)}"
             )
-        if self.coordinator is not None and not re.fullmatch(r".+:\d+", self.coordinator):
+        if self.coordinator is not None and not _is_address(self.coordinator):
             raise ConfigError(
                 f"--coordinator {self.coordinator}: expected ADDRESS:PORT of process 0, such as 10.0.0.1:1234"
             )
@@ -81,6 +83,7 @@ def joined(join: Join, out: Path | None) -> Iterator[None]:
     with user_errors():
         join.check(out)
         ended = _start(join, out) if join.distributed else None
+        _check_count(join)
     if ended is None:
         with user_errors():
             yield
@@ -101,6 +104,11 @@ def joined(join: Join, out: Path | None) -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _check_count(join: Join) -> None:
+    if join.processes is not None and jax.process_count() != join.processes:
+        raise ConfigError(f"--processes {join.processes}: process 0 says {jax.process_count()}; give all the same")
 
 
 def first() -> bool:
@@ -124,6 +132,19 @@ def together() -> Iterator[None]:
         raise RunError("another process of this run could not go on; its message says why")
 
 
+def check_same(text: str, what: str) -> None:
+    """That all processes have the same text.
+
+    Raises:
+        ConfigError: they have not, in all of them.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
+    if (multihost_utils.process_allgather(digest) != digest).any():
+        raise ConfigError(f"the processes have different {what}; start the same command, with the same file, in each")
+
+
 def _all(fine: bool) -> bool:
     return fine if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(fine)).all())
 
@@ -144,12 +165,13 @@ def _lost_peers(out: Path | None) -> Iterator[None]:
         if not lost_peer(error):
             raise
         cause = str(error).strip().splitlines()[0][:200]
-        raise RunError(f"{_lost(out)} ({cause})") from error
+        raise RunError(f"{_lost(jax.process_index(), out)} ({cause})") from error
 
 
-def _lost(out: Path | None) -> str:
+def _lost(process: int | None, out: Path | None) -> str:
+    who = "this process" if process is None else f"process {process}"
     return (
-        f"process {jax.process_index()} stops, as another process of the run stopped or cannot be reached; see what "
+        f"{who} stops: it was ended from outside, or another process of the run stopped or cannot be reached; see what "
         f"that one said. To go on from the last checkpoint, with as many processes as there are: --out {out} --resume"
     )
 
@@ -160,7 +182,9 @@ def _start(join: Join, out: Path | None) -> Callable[[], None]:
     Raises:
         ConfigError: JAX cannot tell who the others are, or cannot be reached by them.
     """
-    timer = threading.Timer(join.timeout, _give_up, [join])
+    jax.config.update("jax_enable_preemption_service", False)  # it swallows SIGTERM, and nobody here asks it
+    ended = _guard(_lost(join.process, out))
+    timer = threading.Timer(join.timeout, _give_up, [join, ended])
     timer.daemon = True
     timer.start()
     try:
@@ -172,13 +196,19 @@ def _start(join: Join, out: Path | None) -> Callable[[], None]:
             heartbeat_timeout_seconds=_HEARTBEAT,
         )
     except Exception as error:
+        ended()
         raise ConfigError(
             f"--distributed: {str(error).strip().splitlines()[0]} Where there is no cluster that JAX knows, give "
             "--coordinator ADDRESS:PORT --processes COUNT --process INDEX to each process"
         ) from error
     finally:
         timer.cancel()
-    return _guard(_lost(out))
+    return ended
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 2**16
 
 
 def _check_port_is_free(port: int) -> None:
@@ -186,13 +216,13 @@ def _check_port_is_free(port: int) -> None:
     try:
         with socket.create_server(("", port)):
             pass
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(
             f"--coordinator: port {port} of this machine cannot be used: {error}; choose another"
         ) from None
 
 
-def _give_up(join: Join) -> None:
+def _give_up(join: Join, ended: Callable[[], None]) -> None:
     where = f" at {join.coordinator}" if join.coordinator else ""
     wanted = f"all of the {join.processes} processes" if join.processes else "all processes"
     message = (
@@ -200,6 +230,7 @@ def _give_up(join: Join) -> None:
         "and number and an index of its own, and can the port of process 0 be reached? --join-timeout waits longer"
     )
     print(message, file=sys.stderr, flush=True)
+    ended()
     os._exit(2)
 
 

@@ -57,6 +57,8 @@ class RunFolder:
                     self._set_up(stack, resume)
             with processes.together():
                 _check_is_shared(path)
+            everything = json.dumps([experiment.model_dump(mode="json"), resume, tensorboard])
+            processes.check_same(everything, "configs or options")
             self.checkpoints = Checkpoints(path / "checkpoints", experiment.train.keep_checkpoints)
             self._open = stack.pop_all()
 

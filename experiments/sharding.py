@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import parametrizations
+from experiments.errors import ConfigError
 
 
 def of_parameters(uses: Iterable[Any], mesh: Mesh) -> dict[str, PartitionSpec]:
@@ -19,6 +20,21 @@ def of_parameters(uses: Iterable[Any], mesh: Mesh) -> dict[str, PartitionSpec]:
     sharded over `fsdp` if they have two axes or more. What is left (biases, gains) is whole everywhere.
     """
     return {use.path: _of_use(use, mesh) for use in uses}
+
+
+def check(uses: Iterable[Any], mesh: Mesh) -> None:
+    """That each axis of the mesh that shards parameters has one to shard.
+
+    Raises:
+        ConfigError: a number of devices divides none of their axes.
+    """
+    used = {name for spec in of_parameters(uses, mesh).values() for name in spec}
+    for name, what in (
+        ("fsdp", "what a layer sums over, and no features either"),
+        ("model", "the features of a layer"),
+    ):
+        if mesh.shape[name] > 1 and name not in used:
+            raise ConfigError(f"mesh.{name}: {mesh.shape[name]} does not divide {what}; change it, or leave it out")
 
 
 def gathered(params: Any, by_path: dict[str, PartitionSpec], mesh: Mesh) -> Any:

@@ -191,6 +191,14 @@ UNFIT = {
         "[mesh]\nmodel = 16",
         "mesh: data 1 x fsdp 1 x model 16 = 16 devices are wanted, and JAX sees 8 here; lower them",
     ),
+    "features that cannot be shared out": (
+        "[mesh]\nmodel = 3",
+        "mesh.model: 3 does not divide the features of a layer; change it, or leave it out",
+    ),
+    "sums that cannot be shared out": (
+        "[data]\nbatch_size = 105\n[model]\nhidden = [9]\n[mesh]\nfsdp = 7",
+        "mesh.fsdp: 7 does not divide what a layer sums over, and no features either; change it, or leave it out",
+    ),
     "devices that share no batch": (
         "[mesh]\nfsdp = 8",
         "data.batch_size: 100 examples cannot be shared out evenly among 8 devices (mesh: data 1 x fsdp 8); change it "

@@ -93,10 +93,10 @@ def test_processes_together_have_the_losses_of_one(count, devices, mesh, config,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("victim", "signal_", "then"), [(1, signal.SIGKILL, 4), (0, signal.SIGKILL, 1), (1, signal.SIGSTOP, 1)]
+    ("victim", "signal_", "then"), [(1, signal.SIGKILL, 4), (0, signal.SIGTERM, 1), (1, signal.SIGSTOP, 1)]
 )
 def test_when_one_is_lost_the_others_stop_and_the_run_goes_on(victim, signal_, then, config, alone, tmp_path):
-    """Killed, with and without the coordinator in it; or silent. It goes on in another number of processes."""
+    """Killed; ended, with the coordinator in it; or silent. It goes on in another number of processes."""
     arguments = [config, "--out", tmp_path / "run", "--set", "mesh.fsdp=2"]
     processes = start(arguments, 2)
     while not (tmp_path / "run" / "checkpoints" / "10").exists():
@@ -149,6 +149,36 @@ def test_what_fails_in_one_process_ends_all(config, tmp_path):
         assert code == 2
         assert "1 of the 2 devices of 2 processes would be used, and with several processes it must be all" in said
     assert not (tmp_path / "uneven").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_different_configs_do_not_train(config, tmp_path):
+    port = free_port()
+
+    def one(index, rate):
+        join = ["--distributed", "--coordinator", f"localhost:{port}", "--processes", 2, "--process", index]
+        return start([config, "--out", tmp_path / "run", "--set", f"optimizer.learning_rate={rate}", *join])[0]
+
+    for code, _, said in [ended(process) for process in [one(0, 0.1), one(1, 0.2)]]:
+        assert code == 2
+        assert "the processes have different configs or options; start the same command, with the same file" in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["state/ocdbt.process_1", "about"])
+def test_a_checkpoint_that_is_damaged_in_one_part_is_passed_over_by_all(part, config, alone, tmp_path):
+    out = tmp_path / "run"
+    assert [ended(process)[0] for process in start([config, "--out", out, "--set", "mesh.fsdp=2"], 2)] == [0, 0]
+    for file in (out / "checkpoints" / "30" / part).rglob("*"):
+        if file.is_file():
+            os.truncate(file, 10)
+    results = [ended(p) for p in start([config, "--out", out, "--set", "mesh.fsdp=2", "--resume"], 2)]
+    assert [code for code, *_ in results] == [0, 0], results
+    said = results[0][1]
+    assert "the checkpoint at step 30 was put aside: " in said, said
+    assert "going on after step 25 of 30" in said, said
+    np.testing.assert_allclose(losses(out), losses(alone), rtol=1e-5)
 
 
 WRONG = {

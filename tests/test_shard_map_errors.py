@@ -72,6 +72,7 @@ def test_nodes_are_made_and_initialized_outside(fn, message, check_vma):
         ({"w": wn.WeightNorm(P(), P(), (-1,)), "b": P()}, "'w': its spec is for a node that reduces over (-1,)"),
         ({"w": P("fsdp")}, "specs must have the structure of the plain parameters"),
         ({"w": P("model"), "b": P()}, "'w': .*sharded over 'model', but it is the same on all.*in_specs"),
+        ({"w": P(), "b": P()}, "'w': specs do not name 'fsdp', but it differs between devices along that axis"),
     ],
 )
 def test_statements_that_cannot_be(specs, message):

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
@@ -228,3 +229,15 @@ def test_nodes_of_which_nothing_is_known(nodes):
     nested = wn.WeightNorm(nodes["kernel"].g, nodes["kernel"], (-2,))
     with pytest.raises(ValueError, match="'0': its spec is for a node inside a node"):
         wn.shardings([nested], P())
+
+
+def test_states_of_optimizers_that_see_a_part_of_a_node():
+    """As recipes with `optax.partition` make them: what is masked away has no sharding."""
+    nodes = wn.reparameterize({"w": jnp.ones((4, 6)), "b": jnp.ones(6)}, {"w": -2})
+    state = optax.partition({"g": optax.sgd(0.1, 0.9), "v": optax.adam(0.1), "other": optax.sgd(0.1)}, wn.labels).init(
+        nodes
+    )
+    specs = wn.shardings(state, P())
+    assert jax.tree.structure(specs) == jax.tree.structure(state)
+    only_v = wn.WeightNorm(optax.MaskedNode(), nodes["w"].v, (-2,))
+    assert wn.shardings({"w": only_v}, {"w": P("x", "y")})["w"].v == P("x", "y")

@@ -30,8 +30,8 @@ def in_shard_map(params: Any, specs: Any) -> Any:
     those with one `psum` of a number a feature; values and gradients are those of the whole weight, with `check_vma`
     on and off. Where the reduction axes are whole on each device (`P()`, or only features sharded), nothing is sent.
 
-    What is stated is believed, as JAX cannot tell shards from weights that differ between devices on purpose: `P()`
-    for a weight that is sharded gives the norms of shards.
+    What is stated is checked against what JAX knows, which with `check_vma=False` is nothing: there `P()` for a weight
+    that is sharded gives the norms of shards. State it of whole stacks, before a `scan` or `vmap` takes slices.
 
     State it where the nodes are used, inside the function that is differentiated: gradients then have the structure of
     `params`. Outside of manual regions, where a norm is global anyway, and along axes that are not manual, it changes
@@ -42,11 +42,12 @@ def in_shard_map(params: Any, specs: Any) -> Any:
         specs: what `in_specs` has for it, or specs of the plain tree: see `shardings`.
 
     Returns:
-        The tree for `wrap(fn)`, `reconstruct`, `optim.project_directions` and `optim.direction_stats`.
+        The tree for `wrap(fn)`, `reconstruct`, `optim.project_directions` and `optim.direction_stats`; its nodes are of
+        another type, so it is not the one to update, return or save.
 
     Raises:
         ValueError: a spec is missing, does not fit, or names no axis of the mesh; or (with `check_vma`) it says that a
-            weight is sharded over an axis along which it is the same on all devices.
+            weight is sharded over an axis along which it is the same on all devices, or does not say that it is.
 
     >>> import jax, jax.numpy as jnp, wn_jax as wn
     >>> from jax.sharding import PartitionSpec as P
@@ -61,11 +62,10 @@ def in_shard_map(params: Any, specs: Any) -> Any:
     >>> fn(params, jnp.ones((1, 4)))
     Array([[4., 4., 4., 4., 4., 4.]], dtype=float32)
     """
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    if not manual:
-        return params
     paths, leaves, treedef = flatten(params)
     given = treedef.flatten_up_to(shardings(params, specs))
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return params
     return treedef.unflatten(
         [
             _stated(path, leaf, spec.v) if is_node(leaf) else leaf
@@ -90,6 +90,13 @@ def _stated(path: str, node: WeightNorm, spec: Any) -> LocalWeightNorm:
                 f"{path!r}: specs say that its reduction axes are sharded over {name!r}, but it is the same on all "
                 "devices along that axis; give the specs that in_specs has for it"
             )
+    named = {name for dim in names for name in dim}
+    unnamed = [name for name in mesh.manual_axes if name not in named and _varies(unbox(node.v), name)]
+    if unnamed:
+        raise ValueError(
+            f"{path!r}: specs do not name {unnamed[0]!r}, but it differs between devices along that axis; give the "
+            "specs that in_specs has for it, and state them before a jax.lax.pcast"
+        )
     return LocalWeightNorm(node.g, node.v, node.axes, axis_names)
 
 

@@ -26,8 +26,8 @@ def shardings(params: Any, specs: Any) -> Any:
         params: the tree with nodes; arrays, or their shapes from `jax.eval_shape`.
         specs: the specs of the plain tree, in its structure or as a prefix of it (`P()` for all). Each is a
             `PartitionSpec`, of mesh axes or logical names; a `NamedSharding`, or another one that needs no names; a
-            box with sharding names, or (NNX) around a spec; a tuple of names; or `None`. Where the spec of a node is
-            a `WeightNorm` of two already, it stays.
+            box with sharding names, or (NNX) around a spec; a tuple of names, at a leaf; or `None`. Where the spec of a
+            node is a `WeightNorm` of two already, it stays.
 
     Returns:
         The structure of `params` with a spec, of the kind that was given, at each array. A box around an array gives
@@ -85,7 +85,10 @@ def _of_leaf(path: str, leaf: Any, spec: Any) -> Any:
 def _of_node(node: WeightNorm, spec: Any) -> WeightNorm:
     if is_node(unbox(node.v)):
         raise ValueError("is for a node inside a node; only those of nodes that hold arrays are known")
-    shape = unbox(node.v).shape
+    there = {name: half for name, half in (("v", node.v), ("g", node.g)) if jax.tree.leaves(half)}
+    if not there:
+        return node  # masked away, as by `optax.partition`
+    shape = next(unbox(half).shape for half in there.values())  # of one rank
     if isinstance(spec, WeightNorm):
         if spec.axes != node.axes:
             raise ValueError(f"is for a node that reduces over {spec.axes}, and this one does over {node.axes}")
@@ -94,7 +97,7 @@ def _of_node(node: WeightNorm, spec: Any) -> WeightNorm:
     _checked(spec, shape)
     inner = reduced(unbox(spec), len(shape), node.axes)
     g = rebox_reduced(spec, inner, len(shape), node.axes) if is_box(spec) else inner
-    return dataclasses.replace(node, g=g, v=spec)
+    return dataclasses.replace(node, **{name: {"v": spec, "g": g}[name] for name in there})
 
 
 def _plain(spec: Any) -> Any:
