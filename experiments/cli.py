@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import typer
 
 from experiments import arm, data, interrupt, report, run, toml_file
@@ -177,6 +178,9 @@ def _execute(
     with together(), about_config(config_file):
         along = Along(experiment) if then_measure else None
         arms = arm.build(experiment)
+    if jax.device_count() > 1:
+        for line in dict.fromkeys(own.placement.describe() for own in arms.values()):
+            console.print(line)
     problem = None
     with (
         interruptible(lambda: f"interrupted; to go on: --out {path} --resume"),

@@ -17,7 +17,7 @@ class MeshConfig(Table):
 
     `data` devices share each batch, `fsdp` devices share each batch and the parameters with their optimizer state
     (along axes that layers sum over), `model` devices share the features of each layer. `data` is by default as many
-    as there are devices for and divide the batch. The numbers stay the same, to rounding.
+    as there are devices for and divide the batch. Each step has the same numbers, to rounding.
     """
 
     data: Count | None = None
@@ -55,7 +55,8 @@ def shape(config: MeshConfig, batch_size: int) -> Shape:
     count = found.batch * found.model
     if count > available:
         raise ConfigError(
-            f"mesh: {_words(found)} = {count} devices are wanted, and JAX sees {available} here; lower them"
+            f"mesh: {_words(found)} = {count} devices are wanted, and JAX sees {available} here; lower them, or start "
+            "more (on CPU: XLA_FLAGS=--xla_force_host_platform_device_count=8)"
         )
     if batch_size % found.batch:
         raise ConfigError(

@@ -36,6 +36,11 @@ class Placement(Layout):
         self.fed = jax.process_count() > 1 if fed is None else fed
         self._parts = int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
+    def describe(self) -> str:
+        """The mesh, in a line."""
+        axes = " x ".join(f"{name} {count}" for name, count in self.mesh.shape.items())
+        return f"mesh: {axes}, {self.mesh.size} of {jax.device_count()} devices"
+
     def at(self, spec: PartitionSpec) -> NamedSharding:
         """On this mesh."""
         return NamedSharding(self.mesh, spec)

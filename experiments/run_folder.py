@@ -67,8 +67,7 @@ class RunFolder:
         stack.enter_context(_lock(self.path))
         check(self.path, self._experiment, resume)  # again, now that nobody else can change it
         files.write(self.path / _ENVIRONMENT, json.dumps(_environments(self.path), indent=2) + "\n")
-        if not (self.path / _CONFIG).exists():
-            files.write(self.path / _CONFIG, tomli_w.dumps(toml_file.to_dict(self._experiment)))
+        files.write(self.path / _CONFIG, tomli_w.dumps(toml_file.to_dict(self._experiment)))  # its mesh may be another
 
     def begin(self, like: Any) -> tuple[int, Any, list[str]]:
         """Where to begin: the step and the states of the newest whole checkpoint, or 0 and None.

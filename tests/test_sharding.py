@@ -241,3 +241,10 @@ def test_states_of_optimizers_that_see_a_part_of_a_node():
     assert jax.tree.structure(specs) == jax.tree.structure(state)
     only_v = wn.WeightNorm(optax.MaskedNode(), nodes["w"].v, (-2,))
     assert wn.shardings({"w": only_v}, {"w": P("x", "y")})["w"].v == P("x", "y")
+
+
+def test_a_tree_of_boxes_may_hold_bare_arrays():
+    """As Flax's does, which boxes what has names."""
+    boxed = {"w": nn.Partitioned(jnp.ones((4, 6)), ("x", "y")), "b": jnp.ones(6)}
+    nodes = wn.reparameterize(boxed, {"w": -2})
+    assert jax.tree.leaves(wn.shardings(nodes, boxed)) == [P(), P(None, "y"), P("x", "y")]

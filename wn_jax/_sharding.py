@@ -101,9 +101,9 @@ def _of_node(node: WeightNorm, spec: Any) -> WeightNorm:
 
 
 def _plain(spec: Any) -> Any:
-    """A box that holds an array, or its shape, stands for its names."""
-    if isinstance(spec, meta.AxisMetadata) and hasattr(unbox(spec), "shape"):
-        return spec.get_partition_spec()
+    """In a tree of boxes that hold arrays, or their shapes, a box stands for its names, and a bare array for none."""
+    if hasattr(unbox(spec), "shape"):
+        return spec.get_partition_spec() if isinstance(spec, meta.AxisMetadata) else PartitionSpec()
     return spec
 
 
@@ -119,5 +119,5 @@ def _checked(spec: Any, shape: tuple[int, ...] | None) -> Any:
         )
     entries = tuple(names)
     if shape is not None and len(entries) > len(shape):
-        raise ValueError(f"{names} has {len(entries)} entries, one for each axis, and the shape is {shape}")
+        raise ValueError(f"{names} has {len(entries)} entries for {len(shape)} axes: the shape is {shape}")
     return spec
