@@ -20,6 +20,16 @@ def pytest_configure(config):
 
 
 @pytest.fixture
+def quickly_compiled():
+    """For tests that compile much: without LLVM's optimization also where the level is another."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def model():
     from tests.zoo import ZOO
 

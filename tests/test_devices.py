@@ -20,7 +20,11 @@ SMALL = [
     "optimizer.learning_rate=0.001", "optimizer.options.eps_root=1e-4",
 ]  # fmt: skip
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("quickly_compiled"),
+    pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices"),
+]
 
 
 def images(count, seed):

@@ -19,7 +19,10 @@ import wn_jax as wn
 from tests.collectives import collectives
 from wn_jax._transform import flatten
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+pytestmark = [
+    pytest.mark.usefixtures("quickly_compiled"),
+    pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices"),
+]
 
 MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "model": (1, 1, 8), "mixed": (2, 2, 2)}
 LAYERS, EMBED, HEADS, MLP, VOCAB, LENGTH, BATCH, STEPS = 2, 32, 8, 64, 64, 16, 16, 30

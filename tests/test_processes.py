@@ -166,11 +166,10 @@ def test_processes_with_different_configs_do_not_train(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["state/ocdbt.process_1", "about"])
-def test_a_checkpoint_that_is_damaged_in_one_part_is_passed_over_by_all(part, config, alone, tmp_path):
+def test_a_checkpoint_that_one_process_cannot_read_is_passed_over_by_all(config, alone, tmp_path):
     out = tmp_path / "run"
     assert [ended(process)[0] for process in start([config, "--out", out, "--set", "mesh.fsdp=2"], 2)] == [0, 0]
-    for file in (out / "checkpoints" / "30" / part).rglob("*"):
+    for file in (out / "checkpoints" / "30" / "state" / "ocdbt.process_1").rglob("*"):
         if file.is_file():
             os.truncate(file, 10)
     results = [ended(p) for p in start([config, "--out", out, "--set", "mesh.fsdp=2", "--resume"], 2)]

@@ -103,6 +103,7 @@ def test_the_output_side_equals_the_weight_side_outside_jit(name):
         *((name, jnp.float16) for name in WITH_NODES[::4]),  # where all scales go to the weights
     ],
 )
+@pytest.mark.usefixtures("quickly_compiled")
 def test_every_side_equals_the_weight_side_everywhere(name, dtype):
     if (name, dtype) == ("nnx_attention", jnp.float16):
         pytest.skip("Flax asks for a float16 dot that CPUs do not have, with or without nodes")
