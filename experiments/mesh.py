@@ -37,6 +37,9 @@ class Shape(NamedTuple):
         """In how many parts a batch is."""
         return self.data * self.fsdp
 
+    def __str__(self) -> str:
+        return " x ".join(f"{name} {count}" for name, count in self._asdict().items())
+
 
 BATCH = ("data", "fsdp")
 """The axes that share a batch."""
@@ -55,7 +58,7 @@ def shape(config: MeshConfig, batch_size: int) -> Shape:
     count = found.batch * found.model
     if count > available:
         raise ConfigError(
-            f"mesh: {_words(found)} = {count} devices are wanted, and JAX sees {available} here; lower them, or start "
+            f"mesh: {found} = {count} devices are wanted, and JAX sees {available} here; lower them, or start "
             "more (on CPU: XLA_FLAGS=--xla_force_host_platform_device_count=8)"
         )
     if batch_size % found.batch:
@@ -65,7 +68,7 @@ def shape(config: MeshConfig, batch_size: int) -> Shape:
         )
     if several and count < available:
         raise ConfigError(
-            f"mesh: {_words(found)} = {count} of the {available} devices of {jax.process_count()} processes would be "
+            f"mesh: {found} = {count} of the {available} devices of {jax.process_count()} processes would be "
             f"used, and with several processes it must be all of them; change [mesh] or data.batch_size ({batch_size})"
         )
     return found
@@ -80,7 +83,3 @@ def build(shape: Shape) -> Mesh:
 def _most(available: int, batch_size: int, fsdp: int) -> int:
     """As many as divide the batch."""
     return max((count for count in range(1, available + 1) if batch_size % (count * fsdp) == 0), default=1)
-
-
-def _words(shape: Shape) -> str:
-    return " x ".join(f"{name} {count}" for name, count in shape._asdict().items())

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import sharding
 from experiments.data import Dataset
-from experiments.mesh import BATCH
+from experiments.mesh import BATCH, Shape
 from experiments.tasks import Examples
 from experiments.training import Layout
 
@@ -38,8 +38,7 @@ class Placement(Layout):
 
     def describe(self) -> str:
         """The mesh, in a line."""
-        axes = " x ".join(f"{name} {count}" for name, count in self.mesh.shape.items())
-        return f"mesh: {axes}, {self.mesh.size} of {jax.device_count()} devices"
+        return f"mesh: {Shape(**self.mesh.shape)}, {self.mesh.size} of {jax.device_count()} devices"
 
     def at(self, spec: PartitionSpec) -> NamedSharding:
         """On this mesh."""

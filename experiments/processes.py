@@ -83,7 +83,6 @@ def joined(join: Join, out: Path | None) -> Iterator[None]:
     with user_errors():
         join.check(out)
         ended = _start(join, out) if join.distributed else None
-        _check_count(join)
     if ended is None:
         with user_errors():
             yield
@@ -92,6 +91,7 @@ def joined(join: Join, out: Path | None) -> Iterator[None]:
     try:
         console.quiet = not first()
         with user_errors(), _lost_peers(out):
+            check_same(str(join.processes), "numbers of --processes")
             yield
             jax.distributed.shutdown()  # once all are here
         code = 0
@@ -104,11 +104,6 @@ def joined(join: Join, out: Path | None) -> Iterator[None]:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _check_count(join: Join) -> None:
-    if join.processes is not None and jax.process_count() != join.processes:
-        raise ConfigError(f"--processes {join.processes}: process 0 says {jax.process_count()}; give all the same")
 
 
 def first() -> bool:
