@@ -18,7 +18,7 @@ from wn_jax._program import Equation, primitive
 from wn_jax._views import is_scaling
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("v", "scale"), meta_fields=("dtype",))
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("v", "scale"), meta_fields=("dtype", "rebuilt"))
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factored:
     """The array `(v * scale).astype(dtype)`. `scale` has the rank of `v`, and size 1 wherever it does not vary."""
@@ -26,10 +26,14 @@ class Factored:
     v: jax.Array
     scale: jax.Array
     dtype: Any
+    rebuilt: bool = False
+    """Whether contractions get the weight all the same: it is here to be sliced by a loop first, and rebuilt in it."""
 
     def weight(self) -> jax.Array:
         """The array itself, rounded as it would have been on its way."""
-        return (self.v.astype(self.scale.dtype) * self.scale).astype(self.v.dtype).astype(self.dtype)
+        weight = (self.v.astype(self.scale.dtype) * self.scale).astype(self.v.dtype).astype(self.dtype)
+        # XLA for TPU would fuse the product into the matmul that follows, and do it again for each tile of that.
+        return jax.lax.optimization_barrier(weight) if self.rebuilt else weight
 
     def sliceable(self) -> Factored:
         """The same, with a scale for each slice along the leading dimension, even where they are all the same."""

@@ -56,7 +56,9 @@ class Runner:
     def contract(self, eqn: Equation, values: list[Any], contraction: Contraction, site: Site) -> jax.Array | None:
         """The contraction of `v`, times the scale; `None` where that would not be the contraction of the weight."""
         factored, out = values[contraction.operand], program.outputs(eqn)[0]
-        if not can_scale_output(factored, contraction) or eqn.params.get("out_sharding") is not None:
+        if factored.rebuilt or not can_scale_output(factored, contraction):
+            return None
+        if eqn.params.get("out_sharding") is not None:
             return None  # a sharding that was asked for may split what the scale of the output cannot follow
         if jnp.float16 in (factored.dtype, out.dtype):
             return None  # there the output of a direction with large entries would overflow
@@ -89,8 +91,9 @@ class Runner:
         return self.switched(branches, values, site) if branches and program.is_plain_switch(eqn) else None
 
     def scanned(self, scan: Scan, values: list[Any], site: Site) -> list[Any]:
-        """A `scan` whose body takes constants and slices as they are."""
+        """A `scan` whose body takes constants and slices as they are. What is rebuilt in each trip is of its slice."""
         consts, carry, xs = scan.split(values)
+        consts = [weight(value) if isinstance(value, Factored) and value.rebuilt else value for value in consts]
         xs = [value.sliceable() if isinstance(value, Factored) else value for value in xs]
 
         def trip(carry: list[Any], xs: list[Any]) -> tuple[list[Any], tuple[list[Any], dict[Site, Any]]]:

@@ -170,6 +170,11 @@ class Leaf:
         """Axes counted from the end."""
         return tuple(sorted(axis - self.aval.ndim for axis in kept))
 
+    @property
+    def sliced(self) -> bool:
+        """Whether each of its uses is in a loop that gives every trip a slice of its own: a stack of layers."""
+        return self.problem is None and not self.returned and all(use.view.slices for use in self.uses)
+
     def goes_to_output(self, cost: float) -> bool:
         """Whether the scale goes to the outputs of this weight's contractions.
 

@@ -34,7 +34,8 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
             Both but `"weight"` trace `fn` to a jaxpr in each call, as `jit` does: outside `jit`, a function that
             branches on values needs `scale="weight"`. What is not understood (a custom derivative rule, a
             `while_loop`, any operation but those that move numbers) gets the weight. In all cases the norm is
-            computed once, outside of loops, and the results are equal to rounding. As under `jit`, `fn` gets copies
+            computed once, outside of loops, and the results are equal to rounding. A layer of a scanned stack is
+            rebuilt in its trip, so that the stack as a whole never is. As under `jit`, `fn` gets copies
             of containers: what it writes into a dict that it was given is lost.
 
     Returns:
@@ -121,11 +122,11 @@ def _as_array(value: Any, aval: Any) -> Any:
 
 def _value(leaf: Leaf, cost: float) -> Any:
     """What the program gets for a node."""
-    node = with_plain_children(leaf.node)
-    if not leaf.goes_to_output(cost):
+    node, on_weight = with_plain_children(leaf.node), not leaf.goes_to_output(cost)
+    if on_weight and not leaf.sliced:
         return unbox(node.weight())
     v, scale = map(unbox, node.factors())
-    return Factored(v, scale, v.dtype)
+    return Factored(v, scale, v.dtype, rebuilt=on_weight)
 
 
 def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
