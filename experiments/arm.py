@@ -88,6 +88,13 @@ class Arm:
         count = len(next(iter(self.placement.dataset.held_out.values())))
         return {name: _joined([own[name] for own in sums]) / count for name in sums[0]}
 
+    def samples(self) -> list[str]:
+        """The text that each member writes; none where the network writes none."""
+        if self.functions.sample is None:
+            return []
+        written = [self._sample(state, member) for state, member in zip(self.states, self._groups, strict=True)]
+        return [bytes(text).decode(errors="replace") for text in _joined(written)]
+
     def statistics(self) -> dict[str, Figures]:
         """Of the weights' vectors: see `training.Functions`."""
         each = [self._statistics(state, member) for state, member in zip(self.states, self._groups, strict=True)]
@@ -164,6 +171,11 @@ class Arm:
     @functools.cached_property
     def _evaluate(self) -> Callable[..., dict[str, jax.Array]]:
         return self._jit(self.functions.evaluate, (0, None, None))
+
+    @functools.cached_property
+    def _sample(self) -> Callable[..., jax.Array]:
+        assert self.functions.sample is not None
+        return self._jit(self.functions.sample, (0, 0))
 
     @functools.cached_property
     def _statistics(self) -> Callable[..., Any]:

@@ -21,11 +21,16 @@ class DataConfig(Table):
     `dir` is where it lies (default: the environment variable WN_JAX_DATA, else where `fetch` puts it). Only the first
     `train_examples` and `test_examples` are used, where given. The last `validation` training examples are left out
     of training and stand in for the test set, to choose hyperparameters on; `whiten` is ZCA, fitted on all the others.
+
+    Of `text`, an example is a `window` of bytes, and `path` the file (default: the source of Python's standard
+    library).
     """
 
     name: str
     batch_size: Count
     dir: str | None = None
+    path: str | None = None
+    window: Count = 256
     whiten: bool = False
     train_examples: Count | None = None
     test_examples: Count | None = None
@@ -37,11 +42,19 @@ class DataConfig(Table):
             raise ValueError("test_examples has no meaning with validation examples, which stand in for the test set")
         return self
 
+    @pydantic.model_validator(mode="after")
+    def _keys_have_a_meaning(self) -> DataConfig:
+        others = ("dir", "whiten") if self.name == "text" else ("path", "window")
+        for key in others:
+            if key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no meaning for {self.name}; leave it out")
+        return self
+
     @pydantic.field_validator("name")
     @classmethod
     def _is_known(cls, name: str) -> str:
-        if name not in data.SOURCES:
-            raise ValueError(unknown("data set", name, data.SOURCES))
+        if name not in data.NAMES:
+            raise ValueError(unknown("data set", name, data.NAMES))
         return name
 
 

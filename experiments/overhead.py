@@ -94,7 +94,7 @@ def _bare(own: arm.Arm) -> Callable[[], None]:
         return optax.apply_updates(params, updates), model_state, opt_state
 
     count, size = config.train.record_every, config.data.batch_size
-    orders = [jnp.asarray(np.random.default_rng(i).choice(len(dataset.train["y"]), size)) for i in range(count)]
+    orders = [jnp.asarray(np.random.default_rng(i).choice(dataset.examples, size)) for i in range(count)]
     keys = list(jax.random.split(jax.random.key(0), count))
 
     def steps() -> None:

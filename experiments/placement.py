@@ -1,7 +1,8 @@
 """A data set on the devices of a mesh, and each batch shared out among them.
 
 In one process the examples lie whole on each device, where a compiled step takes its own. Several processes keep them
-in the host's memory, and each feeds its devices with their part of each batch.
+in the host's memory, and each feeds its devices with their part of each batch; so does one whose examples are in a
+file that is mapped into memory.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from experiments.mesh import BATCH, Shape
 from experiments.tasks import Examples
 from experiments.training import Layout
 
-_EVALUATION_BATCH = 500
-
 Rows = jax.Array
 Batch = Rows | Examples
 """What tells the examples of a batch: their rows, or where the process feeds them, the examples themselves."""
@@ -33,7 +32,7 @@ class Placement(Layout):
         self.dataset = dataset
         self.mesh = mesh
         self.everywhere = self.at(PartitionSpec())
-        self.fed = jax.process_count() > 1 if fed is None else fed
+        self.fed = (dataset.mapped or jax.process_count() > 1) if fed is None else fed
         self._parts = int(np.prod([mesh.shape[axis] for axis in BATCH]))
 
     def describe(self) -> str:
@@ -93,7 +92,7 @@ class Placement(Layout):
     def held_out(self) -> list[tuple[Examples, jax.Array]]:
         """The held-out examples in parts of one size, and for each a mask without what fills up the last."""
         count = len(next(iter(self.dataset.held_out.values())))
-        size = min(_EVALUATION_BATCH, count)
+        size = min(self.dataset.at_a_time, count)
         size += -size % self._parts
         parts = []
         for start in range(0, count, size):

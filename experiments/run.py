@@ -84,6 +84,8 @@ def advance(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, step: in
         held_out = arm.placement.dataset.held_out_name
         evaluated = {f"{held_out}_{key}": value for key, value in arm.evaluate().items()}
         statistics = arm.statistics()
+        for sample in _samples(name, arm, step):
+            folder.write_sample(sample)
     for record in _records(name, arm, step, {**figures, **evaluated, **statistics}):
         folder.write(record)
     folder.write_time({"arm": name, "step": step, "seconds_per_step": seconds})
@@ -106,6 +108,14 @@ def _records(name: str, arm: Arm, step: int, figures: dict[str, Any]) -> Iterato
         marks = {} if (steps == NOT_YET).all() else {"nonfinite_step": [_or_none(int(step)) for step in steps]}
         rest = {key: own(value) for key, value in figures.items() if key != "nonfinite_step"}
         yield {"arm": name, "learning_rate": rate, "step": step, **rest, **marks}
+
+
+def _samples(name: str, arm: Arm, step: int) -> Iterator[Record]:
+    """A record for each learning rate, with a text for each seed."""
+    texts, seeds = arm.samples(), arm.config.train.seeds
+    for start in range(0, len(texts), seeds):
+        rate = arm.members[start][0]
+        yield {"arm": name, "learning_rate": rate, "step": step, "texts": texts[start : start + seeds]}
 
 
 def _or_none(step: int) -> int | None:

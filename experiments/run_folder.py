@@ -1,9 +1,10 @@
 """The folder of a run, which one run at a time works in, and which a killed run can go on in.
 
 It holds `config.toml` (the resolved config; it runs again), `environment.json`, `metrics.jsonl` (what was learned, the
-same in each run of a config on a machine), `times.jsonl` (how long it took) and `checkpoints/`; where curvature was
-measured, also `conditioning.jsonl`. A line is written whole; what came after the newest checkpoint is cut off when a
-run goes on, and computed again. Of several processes of one run, the first writes; checkpoints are written by all.
+same in each run of a config on a machine), `times.jsonl` (how long it took) and `checkpoints/`; where networks write
+text, also `samples.jsonl`, and where curvature was measured, `conditioning.jsonl`. A line is written whole; what came
+after the newest checkpoint is cut off when a run goes on, and computed again. Of several processes of one run, the
+first writes; checkpoints are written by all.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from experiments.tensorboard import EventFiles
 from experiments.tensorboard import require as require_tensorboard
 
 Record = dict[str, Any]
-_CONFIG, _ENVIRONMENT, MEASURED = "config.toml", "environment.json", "conditioning.jsonl"
+_CONFIG, _ENVIRONMENT, MEASURED, SAMPLES = "config.toml", "environment.json", "conditioning.jsonl", "samples.jsonl"
 # Keys that change no number: data is checked by its content, wherever it lies.
 _MAY_DIFFER = (
     *(".data.dir", ".train.on_nonfinite", ".train.keep_checkpoints"),
@@ -86,10 +87,14 @@ class RunFolder:
         """Open the files of records, less what came after `step`."""
         with self._full_disk():
             times = read_records(self.path / "times.jsonl", strict=False)
-            for name, all_records in (("metrics.jsonl", records), ("times.jsonl", times)):
+            samples = read_records(self.path / SAMPLES, strict=False)
+            for name, all_records in (("metrics.jsonl", records), ("times.jsonl", times), (SAMPLES, samples)):
                 kept = [record for record in all_records if record["step"] <= step]
-                files.write(self.path / name, "".join(_line(record) for record in kept))
-                self._files[name] = self._open.enter_context((self.path / name).open("ab", buffering=0))
+                if kept or name != SAMPLES:
+                    files.write(self.path / name, "".join(_line(record) for record in kept))
+                    self._begin(name)
+                else:
+                    (self.path / name).unlink(missing_ok=True)
         if self._tensorboard:
             events = EventFiles(self.path / "tensorboard", step + 1, self._experiment.train.first_seed)
             self._events = self._open.enter_context(contextlib.closing(events))
@@ -100,6 +105,13 @@ class RunFolder:
         with self._full_disk():
             if self._events:
                 self._events.write(record)
+
+    def write_sample(self, record: Record) -> None:
+        """Append texts that networks wrote."""
+        if SAMPLES not in self._files and processes.first():
+            with self._full_disk():
+                self._begin(SAMPLES)
+        self._append(SAMPLES, record)
 
     def write_time(self, record: Record) -> None:
         """Append a record of how long it took."""
@@ -115,7 +127,7 @@ class RunFolder:
         records = [record for _, record in lines]
         with self._full_disk():
             files.write(path, "".join(map(_line, records)))  # less a line that was cut off
-            self._files[MEASURED] = self._open.enter_context(path.open("ab", buffering=0))
+            self._begin(MEASURED)
         return records
 
     def write_measured(self, records: list[Record]) -> None:
@@ -136,6 +148,10 @@ class RunFolder:
         with self._open, contextlib.nullcontext() if kind is None else contextlib.suppress(RunError):
             if kind is None or jax.process_count() == 1:  # else it would wait for processes that may be gone
                 self.checkpoints.close()
+
+    def _begin(self, name: str) -> None:
+        """Open a file of records, to go on with."""
+        self._files[name] = self._open.enter_context((self.path / name).open("ab", buffering=0))
 
     def _append(self, name: str, *records: Record) -> None:
         line = "".join(map(_line, records)).encode() if processes.first() else b""

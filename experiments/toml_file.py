@@ -126,11 +126,16 @@ def _check_arm(arm: str, arms: Iterable[str]) -> None:
 
 
 def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    nested = {
-        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        for key, value in override.items()
-    }
-    return {**base, **nested}
+    """The base with what the override changes. A model of another name has none of the keys of the base's."""
+
+    def value(key: str, new: Any) -> Any:
+        old = base.get(key)
+        if not (isinstance(old, dict) and isinstance(new, dict)):
+            return new
+        another = key == "model" and {"name"} <= old.keys() & new.keys() and old["name"] != new["name"]
+        return new if another else _merged(old, new)
+
+    return {**base, **{key: value(key, new) for key, new in override.items()}}
 
 
 def _common(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

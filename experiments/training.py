@@ -51,6 +51,7 @@ class Functions:
         order: `(member, first step) -> (record_every, batch size)`: the rows of the steps up to the next record.
         advance: `(state, member, training examples, order) -> state, losses`: a step for each row of `order`.
         evaluate: `(state, examples, mask) -> {name: sum over the examples where the mask is 1}`.
+        sample: `(state, member) -> (bytes,)`: text that the network writes; None where it writes none.
         statistics: `state, member -> {"norms": {weight: mean}, "effective_step": {weight: mean}}`, over the features.
         uses: how the network uses each parameter, as `wn.weight_uses` gives it.
     """
@@ -60,6 +61,7 @@ class Functions:
     order: Callable[[Member, jax.Array], jax.Array]
     advance: Callable[[State, Member, Examples, Any], tuple[State, jax.Array]]
     evaluate: Callable[[State, Examples, jax.Array], dict[str, jax.Array]]
+    sample: Callable[[State, Member], jax.Array] | None
     statistics: Callable[[State, Member], dict[str, dict[str, jax.Array]]]
     uses: Any
 
@@ -105,7 +107,7 @@ def functions(
         ConfigError: the network does not fit the data, or it asks for more examples than there are.
     """
     task, train, layout = tasks.build(config.model, dataset), config.train, layout or Layout()
-    examples = len(next(iter(dataset.train.values())))
+    examples = dataset.examples
     steps_per_epoch = examples // config.data.batch_size
     init_examples = config.model.init_examples or config.data.batch_size
     if config.model.init == "data" and init_examples > examples:
@@ -167,10 +169,17 @@ def functions(
             return state, loss[None]
         return jax.lax.scan(next_step, state, order)
 
+    def evaluated(state: State) -> Any:
+        return state.average if train.ema else state.params
+
     def evaluate(state: State, examples: Examples, mask: jax.Array) -> dict[str, jax.Array]:
-        params = state.average if train.ema else state.params
-        figures = wn.wrap(gathering(task.evaluate))(params, state.model_state, layout.share(examples))
+        figures = wn.wrap(gathering(task.evaluate))(evaluated(state), state.model_state, layout.share(examples))
         return {name: jnp.sum(jnp.where(mask, values, 0)) for name, values in figures.items()}
+
+    def sample(state: State, member: Member) -> jax.Array:
+        assert task.sample is not None
+        key = jax.random.fold_in(_key(member, "sample"), state.step)
+        return wn.wrap(gathering(task.sample))(evaluated(state), state.model_state, key)
 
     def statistics(state: State, member: Member) -> dict[str, dict[str, jax.Array]]:
         factor = optimizers.schedule(config.optimizer, train.steps, steps_per_epoch)(state.step - 1)
@@ -181,7 +190,7 @@ def functions(
             "effective_step": {path: member.learning_rate * factor * jnp.mean(x) for path, x in effective.items()},
         }
 
-    return Functions(first, init, order, advance, evaluate, statistics, uses)
+    return Functions(first, init, order, advance, evaluate, sample if task.sample else None, statistics, uses)
 
 
 def members(config: ArmConfig) -> list[tuple[float, int]]:
@@ -207,7 +216,7 @@ def weight_uses(task: tasks.Task, dataset: data.Dataset, config: ArmConfig) -> A
     return wn.weight_uses(task.loss)(params, model_state, like(config.data.batch_size), key)
 
 
-_PURPOSES = ("init", "order", "init from data", "step", "spread")
+_PURPOSES = ("init", "order", "init from data", "step", "spread", "sample")
 
 
 def _key(member: Member, purpose: str) -> jax.Array:

@@ -38,7 +38,7 @@ class Along:
         self.table: ConditioningConfig = experiment.conditioning
         self._arm = arm.build(_only_the_path(experiment, self.table))[self.table.path]
         dataset = self._arm.placement.dataset
-        available = len(dataset.train["y"])
+        available = dataset.examples
         if self.table.examples > available:
             raise ConfigError(
                 f"conditioning.examples: {self.table.examples} is more than the {available} training examples; lower it"

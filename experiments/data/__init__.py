@@ -1,6 +1,6 @@
-"""Data sets, whole and in memory, and the order in which training sees them.
+"""Data sets, and the order in which training sees them.
 
-A data set is a module that says what `Source` it is, and its line in `SOURCES`.
+A data set with labels is a module that says what `Source` it is, and its line in `SOURCES`. Text is windows of bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from experiments.data import files
+from experiments.data import files, text
 from experiments.data.batches import batch_indices
 from experiments.data.cifar10 import CIFAR10
 from experiments.data.digits import DIGITS
@@ -24,21 +24,32 @@ from experiments.errors import ConfigError
 if TYPE_CHECKING:  # the config asks this module which names there are
     from experiments.config import DataConfig
 
-__all__ = ["SOURCES", "Dataset", "batch_indices", "load"]
+__all__ = ["NAMES", "SOURCES", "Dataset", "batch_indices", "load"]
 
 SOURCES: dict[str, Source] = {source.name: source for source in (DIGITS, MNIST, CIFAR10, LINEAR)}
+NAMES = (*SOURCES, text.NAME)
+_BYTES_AT_A_TIME = 2**15  # of text, in evaluation
 
 
 class Dataset(NamedTuple):
-    """Arrays with the examples along their first axis: "x" in float32, and "y", labels in int32 or targets in float32.
+    """Arrays with the examples along their first axis.
 
-    `held_out_name` is "test" or "validation". Experiments share the arrays, which cannot be written.
+    Those are "x" in float32, and "y", labels in int32 or targets in float32; or of text, "tokens" in uint8.
+    `held_out_name` is "test" or "validation". Experiments share the arrays, which cannot be written. Where they are
+    `mapped`, they lie in a file that may be larger than memory. `at_a_time` examples are evaluated together.
     """
 
     train: dict[str, np.ndarray]
     held_out: dict[str, np.ndarray]
     held_out_name: str
     classes: int
+    mapped: bool = False
+    at_a_time: int = 500
+
+    @property
+    def examples(self) -> int:
+        """How many there are to train on."""
+        return len(next(iter(self.train.values())))
 
 
 def load(config: DataConfig) -> Dataset:
@@ -51,19 +62,51 @@ def load(config: DataConfig) -> Dataset:
     Raises:
         ConfigError: files are missing or damaged, or there are fewer examples than asked for, or than a batch has.
     """
-    dataset = _prepared(
-        config.name,
-        files.folders(config.dir),
-        config.train_examples,
-        config.test_examples,
-        config.validation,
-        config.whiten,
-    )
-    cuts = {"train_examples": config.train_examples, "validation": config.validation}
-    reasons = ", ".join(f"data.{key} = {value}" for key, value in cuts.items() if value)
+    cuts = _Cuts(config.name, config.train_examples, config.test_examples, config.validation)
+    if config.name == text.NAME:
+        dataset = _windows(config.path, config.window, cuts)
+    else:
+        dataset = _prepared(files.folders(config.dir), cuts, config.whiten)
+    keys = {"train_examples": config.train_examples, "validation": config.validation}
+    reasons = ", ".join(f"data.{key} = {value}" for key, value in keys.items() if value)
     what = f"training examples of {config.name}" + (f" ({reasons})" if reasons else "")
-    _check_at_most("batch_size", config.batch_size, len(dataset.train["y"]), what)
+    _check_at_most("batch_size", config.batch_size, dataset.examples, what)
     return dataset
+
+
+class _Cuts(NamedTuple):
+    """Which examples of a data set are used."""
+
+    name: str
+    train: int | None
+    test: int | None
+    validation: int
+
+    def left(self, train: int, test: int) -> int:
+        """How many training examples are left, where there are so many of each.
+
+        Raises:
+            ConfigError: there are fewer than asked for.
+        """
+        if self.validation >= train:
+            raise ConfigError(
+                f"data.validation: {self.validation} leaves none of the {train} training examples of {self.name} to "
+                f"train on; set it to {train - 1} or less"
+            )
+        left = train - self.validation
+        reason = f" that data.validation = {self.validation} leaves" if self.validation else ""
+        _check_at_most("train_examples", self.train, left, f"training examples of {self.name}{reason}")
+        _check_at_most("test_examples", self.test, test, f"test examples of {self.name}")
+        return left
+
+    def of(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The examples to train on, and those that are held out."""
+        left = len(train) - self.validation
+        return train[:left][: self.train], train[left:] if self.validation else test[: self.test]
+
+    @property
+    def held_out_name(self) -> str:
+        return "validation" if self.validation else "test"
 
 
 @functools.lru_cache(maxsize=1)
@@ -77,33 +120,29 @@ def _raw(name: str, folders: tuple[Path, ...]) -> Raw:
 
 
 @functools.cache
-def _prepared(
-    name: str, folders: tuple[Path, ...], train: int | None, test: int | None, validation: int, whiten: bool
-) -> Dataset:
-    raw = _raw(name, folders)
-    total = len(raw.train_y)
-    if validation >= total:
-        raise ConfigError(
-            f"data.validation: {validation} leaves none of the {total} training examples of {name} to train on; "
-            f"set it to {total - 1} or less"
-        )
-    left = total - validation
-    reason = f" that data.validation = {validation} leaves" if validation else ""
-    _check_at_most("train_examples", train, left, f"training examples of {name}{reason}")
-    _check_at_most("test_examples", test, len(raw.test_y), f"test examples of {name}")
-    train_x, train_y = raw.train_x[:left][:train], raw.train_y[:left][:train]
-    if validation:
-        held_out_x, held_out_y = raw.train_x[left:], raw.train_y[left:]
-    else:
-        held_out_x, held_out_y = raw.test_x[:test], raw.test_y[:test]
-    train_x, held_out_x = raw.scale(train_x), raw.scale(held_out_x)
+def _prepared(folders: tuple[Path, ...], cuts: _Cuts, whiten: bool) -> Dataset:
+    raw = _raw(cuts.name, folders)
+    left = cuts.left(len(raw.train_y), len(raw.test_y))
+    train_y, held_out_y = cuts.of(raw.train_y, raw.test_y)
+    train_x, held_out_x = map(raw.scale, cuts.of(raw.train_x, raw.test_x))
     if whiten:
         whitening = zca(raw.train_x[:left], scale=raw.scale)
         train_x, held_out_x = whitening.apply(train_x), whitening.apply(held_out_x)
     for array in (train_x, held_out_x):
         array.setflags(write=False)
-    train_set, held_out = {"x": train_x, "y": train_y}, {"x": held_out_x, "y": held_out_y}
-    return Dataset(train_set, held_out, "validation" if validation else "test", raw.classes)
+    return Dataset({"x": train_x, "y": train_y}, {"x": held_out_x, "y": held_out_y}, cuts.held_out_name, raw.classes)
+
+
+@functools.cache
+def _windows(path: str | None, window: int, cuts: _Cuts) -> Dataset:
+    train, test = text.read(path, window)
+    cuts.left(len(train), len(test))
+    train, held_out = cuts.of(train, test)
+    return Dataset(
+        *({"tokens": train}, {"tokens": held_out}, cuts.held_out_name, text.SYMBOLS),
+        mapped=path is not None,
+        at_a_time=max(1, _BYTES_AT_A_TIME // window),
+    )
 
 
 def _check_at_most(key: str, wanted: int | None, available: int, what: str) -> None:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from pydantic import Field
 
 from experiments.data import Dataset
-from experiments.tasks import classification, regression
+from experiments.tasks import classification, language, regression
 from experiments.tasks.task import Examples, ModelConfig, ModelState, Params, Task
 
 __all__ = ["AnyModelConfig", "Examples", "ModelConfig", "ModelState", "Params", "Task", "build"]
 
-_MODULES: tuple[ModuleType, ...] = (classification, regression)
+_MODULES: tuple[ModuleType, ...] = (classification, regression, language)
 _BUILDERS = {config: module.build for module in _MODULES for config in module.CONFIGS}
 
 if TYPE_CHECKING:

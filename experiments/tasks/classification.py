@@ -58,8 +58,9 @@ def build(config: Config, dataset: Dataset) -> Task:
     Raises:
         ConfigError: the network does not fit the data.
     """
-    if not np.issubdtype(dataset.train["y"].dtype, np.integer):
-        raise ConfigError(f"model.name: {config.name} classifies, and the examples have no labels; choose 'linear'")
+    if "y" not in dataset.train or not np.issubdtype(dataset.train["y"].dtype, np.integer):
+        other = "linear" if "y" in dataset.train else "gpt"
+        raise ConfigError(f"model.name: {config.name} classifies, and the examples have no labels; choose {other!r}")
     network = _network(config, dataset)
 
     def init(key: jax.Array, examples: Examples) -> tuple[Params, ModelState]:

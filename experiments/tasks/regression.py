@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.data import Dataset
+from experiments.errors import ConfigError
 from experiments.tasks.task import Examples, ModelConfig, ModelState, Params, Task
 
 
@@ -22,7 +23,13 @@ CONFIGS = (LinearConfig,)
 
 
 def build(config: LinearConfig, dataset: Dataset) -> Task:
-    """The task of predicting the targets of a data set, or the labels as numbers."""
+    """The task of predicting the targets of a data set, or the labels as numbers.
+
+    Raises:
+        ConfigError: the examples have none.
+    """
+    if "y" not in dataset.train:
+        raise ConfigError("model.name: linear predicts numbers, and the examples are text; choose 'gpt'")
     neuron = nn.Dense(1, dtype=jnp.dtype(config.dtype))
 
     def init(key: jax.Array, examples: Examples) -> tuple[Params, ModelState]:

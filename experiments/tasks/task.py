@@ -34,6 +34,7 @@ class Task:
         evaluate: `(params, state, examples) -> {name: (examples,)}`: figures of each example, out of training; one
             of them is "loss". A fraction of errors is named "error".
         likelihood: of what the losses are the negative logarithm, as `wn_jax.curvature.fisher` calls it.
+        sample: `(params, state, key) -> (bytes,)`: text that the network writes, in uint8; None where it writes none.
     """
 
     init: Callable[[jax.Array, Examples], tuple[Params, ModelState]]
@@ -41,6 +42,7 @@ class Task:
     losses: Callable[[Outputs, Examples], jax.Array]
     evaluate: Callable[[Params, ModelState, Examples], dict[str, jax.Array]]
     likelihood: Literal["categorical", "bernoulli", "normal"]
+    sample: Callable[[Params, ModelState, jax.Array], jax.Array] | None = None
 
     def loss(
         self, params: Params, state: ModelState, examples: Examples, key: jax.Array

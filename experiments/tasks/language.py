@@ -1,0 +1,141 @@
+"""Language: the next byte of text, by a decoder or by counts; the loss is in nats a byte."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pydantic
+from pydantic import PositiveFloat
+
+from experiments.data import Dataset
+from experiments.errors import ConfigError
+from experiments.tables import Count
+from experiments.tasks.gpt import GPT
+from experiments.tasks.task import Examples, ModelConfig, ModelState, Params, Task
+
+_WINDOWS_AT_A_TIME = 4096  # of text, to count
+
+
+class GPTConfig(ModelConfig):
+    """A decoder with `layers` blocks of this `width` and so many attention `heads`.
+
+    At each evaluation it writes on from the `prompt`, up to a window, with its logits divided by `temperature`.
+    """
+
+    name: Literal["gpt"]
+    layers: Count
+    width: Count
+    heads: Count
+    prompt: str = "\n"
+    temperature: PositiveFloat = 0.8
+
+    @pydantic.model_validator(mode="after")
+    def _heads_have_pairs(self) -> GPTConfig:
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"width ({self.width}) must be a multiple of twice the heads ({self.heads}): each head has an equal "
+                "part of it, in pairs of numbers that rotary positions turn"
+            )
+        if not self.prompt:
+            raise ValueError("prompt is empty, and the first byte needs one before it; leave it out for a line break")
+        return self
+
+
+class BigramConfig(ModelConfig):
+    """How often each byte follows on the one before, counted in the training text: nothing is trained."""
+
+    name: Literal["bigram"]
+
+
+Config = GPTConfig | BigramConfig
+CONFIGS = (GPTConfig, BigramConfig)
+
+
+def build(config: Config, dataset: Dataset) -> Task:
+    """The task of predicting each byte of a window from those before it.
+
+    Raises:
+        ConfigError: the examples are no text, or the window is shorter than the prompt.
+    """
+    if "tokens" not in dataset.train:
+        raise ConfigError(f"model.name: {config.name} models text, and the examples are none; set data.name = 'text'")
+    if isinstance(config, BigramConfig):
+        return _bigram(dataset)
+    network = GPT(config.layers, config.width, config.heads, dataset.classes, jnp.dtype(config.dtype))
+    window = dataset.train["tokens"].shape[1] - 1
+    prompt = _prompt(config, window)
+
+    def init(key: jax.Array, examples: Examples) -> tuple[Params, ModelState]:
+        return network.init(key, _given(examples)[:1])["params"], {}
+
+    def predict(params: Params, state: ModelState, examples: Examples, _: Any) -> tuple[jax.Array, ModelState]:
+        return network.apply({"params": params}, _given(examples)), state
+
+    def sample(params: Params, state: ModelState, key: jax.Array) -> jax.Array:
+        """Each byte by the network on the whole window: what stands after a place has no influence on it."""
+
+        def write(place: jax.Array, tokens: jax.Array) -> jax.Array:
+            logits = network.apply({"params": params}, tokens[None])[0, place - 1]
+            chosen = jax.random.categorical(jax.random.fold_in(key, place), logits / config.temperature)
+            return tokens.at[place].set(chosen)
+
+        tokens = jnp.zeros(window, jnp.int32).at[: len(prompt)].set(prompt)
+        return jax.lax.fori_loop(len(prompt), window, write, tokens).astype(jnp.uint8)
+
+    return _task(init, predict, sample)
+
+
+def _task(init: Any, predict: Any, sample: Any = None) -> Task:
+    def evaluate(params: Params, state: ModelState, examples: Examples) -> dict[str, jax.Array]:
+        return {"loss": _losses(predict(params, state, examples, None)[0], examples)}
+
+    return Task(init, predict, _losses, evaluate, likelihood="categorical", sample=sample)
+
+
+def _bigram(dataset: Dataset) -> Task:
+    table = jnp.asarray(bigram_logits(dataset.train["tokens"], dataset.classes))
+
+    def init(key: jax.Array, examples: Examples) -> tuple[Params, ModelState]:
+        return {}, {}
+
+    def predict(params: Params, state: ModelState, examples: Examples, _: Any) -> tuple[jax.Array, ModelState]:
+        return table[_given(examples)], state
+
+    return _task(init, predict)
+
+
+def bigram_logits(windows: np.ndarray, symbols: int) -> np.ndarray:
+    """The logarithm of how often each symbol (columns) follows on each (rows), in windows that overlap by one.
+
+    One more is counted of each pair than there are, so that none is impossible (Laplace).
+    """
+    counts = np.ones(symbols**2)
+    for start in range(0, len(windows), _WINDOWS_AT_A_TIME):
+        part = windows[start : start + _WINDOWS_AT_A_TIME].astype(np.intp)
+        counts += np.bincount((symbols * part[:, :-1] + part[:, 1:]).ravel(), minlength=symbols**2)
+    pairs = counts.reshape(symbols, symbols)
+    return np.log(pairs / pairs.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _prompt(config: GPTConfig, window: int) -> np.ndarray:
+    prompt = np.frombuffer(config.prompt.encode(), np.uint8)
+    if len(prompt) >= window:
+        raise ConfigError(
+            f"model.prompt: has {len(prompt)} bytes, and nothing of the window of {window} would be left to write; "
+            "shorten it, or set data.window higher"
+        )
+    return prompt
+
+
+def _given(examples: Examples) -> jax.Array:
+    return examples["tokens"][:, :-1].astype(jnp.int32)
+
+
+def _losses(logits: jax.Array, examples: Examples) -> jax.Array:
+    """The mean over each window, in nats a byte."""
+    targets = examples["tokens"][:, 1:].astype(jnp.int32)
+    return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets).mean(axis=-1)

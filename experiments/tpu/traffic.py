@@ -1,0 +1,152 @@
+"""What a compiled step moves: bytes to and from the chip's memory, and between chips; loops count every trip."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from experiments.tpu.hlo import Array, Computation, Instruction, Module
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+# What moves nothing: names for parts of other arrays, and the ends of what began before.
+_NAMES = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
+_NAMING_CALLS = ("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer", "Sharding")
+_SLICES = ("dynamic-slice", "slice", "gather")
+
+
+class Collective(NamedTuple):
+    """A kind of collective: how many of them a step runs, and the bytes that they give to one chip."""
+
+    kind: str
+    times: int
+    bytes: int
+
+
+def executed(module: Module, name: str = "", times: int = 1) -> Iterator[tuple[Computation, Instruction, int]]:
+    """Each instruction that a step runs, how often, and the computation that it is in; a fusion is one instruction.
+
+    Of a branch, all sides count; of a loop whose trips are not known, one.
+    """
+    lines = module.computations[name or module.entry]
+    for line in lines.values():
+        if line.kind == "while":
+            yield from executed(module, line.called["body"], times * (module.trips(line) or 1))
+        elif line.kind in ("call", "conditional", "async-start"):
+            for called in line.called.values():
+                yield from executed(module, called, times)
+        else:
+            yield lines, line, times
+
+
+def collectives(module: Module) -> list[Collective]:
+    """What a step sends between chips, by kind."""
+    count, size = collections.Counter[str](), collections.Counter[str]()
+    for _, line, times in executed(module):
+        kind = line.kind.removesuffix("-start")
+        if kind in COLLECTIVES:
+            # The start of an asynchronous one gives its operands, too, and all but the all-reduce's come first.
+            both = line.kind.endswith("-start") and kind != "all-reduce"
+            results = line.results[len(line.operands) : 2 * len(line.operands)] if both else line.results
+            count[kind] += times
+            size[kind] += times * sum(array.bytes for array in results)
+    return [Collective(kind, count[kind], size[kind]) for kind in COLLECTIVES if count[kind]]
+
+
+def memory_bytes(module: Module) -> int:
+    """The bytes that a step reads from and writes to the chip's main memory. What stays nearer to its units is free."""
+    return sum(times * _moved(module, lines, line) for lines, line, times in executed(module))
+
+
+def _moved(module: Module, lines: Computation, line: Instruction) -> int:
+    operands = [lines[name].results for name in line.operands if name in lines]
+    flat = [array for results in operands for array in results]
+    if line.kind in _NAMES or line.kind.endswith("-done"):
+        return 0
+    if line.kind == "custom-call" and any(f'"{name}"' in line.attributes for name in _NAMING_CALLS):
+        return 0
+    if line.kind == "copy-start":
+        return _far(line.results[:2])
+    if line.kind == "slice-start":
+        part = line.results[1]
+        return part.bytes * sum(array.space == 0 for array in (line.results[0], part))
+    if line.kind in _SLICES:
+        return _far(line.results) + (line.results[0].bytes if flat[0].space == 0 else 0)
+    if line.kind == "dynamic-update-slice":
+        return _far(flat[1:2]) + (flat[1].bytes if line.results[0].space == 0 else 0)
+    if line.kind == "fusion":
+        return _read(module, line, operands) + _written(module, line)
+    return _far(flat) + _far(line.results)
+
+
+def _far(arrays: Iterable[Array]) -> int:
+    """The bytes of those that lie in main memory."""
+    return sum(array.bytes for array in arrays if array.space == 0)
+
+
+def _read(module: Module, line: Instruction, operands: list[tuple[Array, ...]]) -> int:
+    """What a fusion reads: of an operand that it only slices, the slices."""
+    total = 0
+    for index, arrays in enumerate(operands):
+        slices = _slices(module, *_parameter(module, line, index))
+        total += _far(arrays) if slices is None else sum(slices) if arrays[0].space == 0 else 0
+    return total
+
+
+def _parameter(module: Module, fusion: Instruction, index: int) -> tuple[Computation, str]:
+    """What an operand of a fusion is inside of it."""
+    inside = module.computations[fusion.called["calls"]]
+    parameters = (own for own in inside.values() if own.kind == "parameter")
+    return inside, next(own.name for own in parameters if int(own.operands[0]) == index)
+
+
+def _slices(module: Module, inside: Computation, name: str) -> list[int] | None:
+    """The sizes of the parts that are taken of a value, or None if it is used as a whole."""
+    sizes: list[int] = []
+    for line in inside.values():
+        for index in (i for i, operand in enumerate(line.operands) if operand == name):
+            part: list[int] | None = None
+            if line.kind in _SLICES and index == 0:
+                part = [line.results[0].bytes]
+            elif line.kind == "dynamic-update-slice" and index == 0:
+                part = []  # updated in place, and not read
+            elif line.kind == "bitcast":
+                part = _slices(module, inside, line.name)
+            elif line.kind == "fusion":
+                part = _slices(module, *_parameter(module, line, index))
+            if part is None:
+                return None
+            sizes += part
+    return sizes
+
+
+def _written(module: Module, fusion: Instruction) -> int:
+    """What a fusion writes: of an array that it updates in place, the update."""
+    inside = module.computations[fusion.called["calls"]]
+    root = _root(inside)
+    values = [inside[name] for name in root.operands] if root.kind == "tuple" else [root]
+    updates = [_update(module, inside, value) for value in values]
+    pairs = zip(updates, fusion.results, strict=True)
+    return sum(array.bytes if update is None else update for update, array in pairs if array.space == 0)
+
+
+def _update(module: Module, inside: Computation, value: Instruction) -> int | None:
+    """The size of the part of an array that is updated in place, or None if it is written as a whole."""
+    if value.kind == "bitcast":
+        return _update(module, inside, inside[value.operands[0]])
+    if value.kind == "fusion" and len(value.results) == 1:
+        called = module.computations[value.called["calls"]]
+        return _update(module, called, _root(called))
+    return inside[value.operands[1]].results[0].bytes if value.kind == "dynamic-update-slice" else None
+
+
+def _root(inside: Computation) -> Instruction:
+    return next(line for line in inside.values() if line.root)
