@@ -14,7 +14,7 @@ import numpy as np
 from experiments import data, mesh, sharding, training
 from experiments.config import ArmConfig, Experiment
 from experiments.errors import ConfigError
-from experiments.placement import Batch, Placement
+from experiments.placement import Batch, Placement, placed
 from experiments.training import State
 
 _INIT = (0, None, 0)  # of the arguments of `Functions.init`, the axes of members
@@ -45,10 +45,15 @@ class Arm:
     def abstract(self) -> list[State]:
         """The shapes of the states, and where they lie; nothing is computed."""
 
-        def placed(array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+        return [jax.tree.map(placed, self._shapes, self._shardings)] * (len(self.members) // self._group_size)
 
-        return [jax.tree.map(placed, self._shapes, self._shardings)] * len(self._groups)
+    def lower(self) -> jax.stages.Lowered:
+        """The function that trains, from shapes alone: nothing is computed, and the devices need not be there."""
+        places = (self._shardings, self.placement.everywhere)
+        jitted = self._jit(self.functions.advance, (0, 0, None, 0), out_shardings=places, donate_argnums=0)
+        member, rows = self._member, jax.eval_shape(jax.vmap(self.functions.order, (0, None)), self._member, 0)
+        rows = jax.ShapeDtypeStruct((rows.shape[0], self._steps_per_call, *rows.shape[2:]), rows.dtype)
+        return jitted.lower(self.abstract()[0], member, self.placement.train_like, self.placement.feed_like(rows))
 
     def prepare(self) -> None:
         """Make the states before the first step, if there are none yet, and compile what trains, at the same time."""
@@ -112,8 +117,8 @@ class Arm:
     @functools.cached_property
     def _shapes(self) -> State:
         """Those of a group's states; all groups are of one size."""
-        member = self._groups[0]
-        return jax.eval_shape(jax.vmap(self.functions.init, _INIT), member, self.placement.train, self._first(member))
+        first = self.placement.feed_like(jax.eval_shape(jax.vmap(self.functions.first), self._member))
+        return jax.eval_shape(jax.vmap(self.functions.init, _INIT), self._member, self.placement.train_like, first)
 
     @property
     def _slow_in_loops(self) -> bool:
@@ -130,11 +135,20 @@ class Arm:
         return train.steps_per_call or (1 if self._slow_in_loops or self.placement.fed else train.record_every)
 
     @functools.cached_property
+    def _group_size(self) -> int:
+        return self.config.train.members_per_call or (1 if self._slow_in_loops else len(self.members))
+
+    @functools.cached_property
     def _groups(self) -> list[training.Member]:
         """The members, in groups that make one call."""
-        size = self.config.train.members_per_call or (1 if self._slow_in_loops else len(self.members))
-        starts = range(0, len(self.members), size)
+        size, starts = self._group_size, range(0, len(self.members), self._group_size)
         return [self.placement.put(training.as_arrays(self.members[start : start + size])) for start in starts]
+
+    @functools.cached_property
+    def _member(self) -> training.Member:
+        """The shapes of a group's members."""
+        shapes = jax.eval_shape(lambda: training.as_arrays(self.members[: self._group_size]))
+        return jax.tree.map(lambda shape: placed(shape, self.placement.everywhere), shapes)
 
     @functools.cached_property
     def _shardings(self) -> State:
@@ -162,11 +176,7 @@ class Arm:
 
     @functools.cached_property
     def _advance(self) -> Callable[..., tuple[State, jax.Array]]:
-        member, state = self._groups[0], self.abstract()[0]
-        rows = next(self._orders(member, jnp.int32(0)))
-        places = (self._shardings, self.placement.everywhere)
-        jitted = self._jit(self.functions.advance, (0, 0, None, 0), out_shardings=places, donate_argnums=0)
-        return jitted.lower(state, member, self.placement.train, rows).compile()
+        return self.lower().compile()
 
     @functools.cached_property
     def _evaluate(self) -> Callable[..., dict[str, jax.Array]]:

@@ -30,10 +30,12 @@ from experiments.options import (
 from experiments.processes import Join, first, joined, together
 from experiments.run_folder import RunFolder, check
 from experiments.terminal import about_config, console, interruptible, progress_bar, user_errors
+from experiments.tpu.command import tpu_compile
 from experiments.vocoder.command import vocoder
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command("vocoder")(vocoder)
+app.command("tpu-compile")(tpu_compile)
 app.command("step-time")(time_steps)
 app.command("overhead")(measure_overhead)
 

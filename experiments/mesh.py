@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,21 +46,23 @@ BATCH = ("data", "fsdp")
 """The axes that share a batch."""
 
 
-def shape(config: MeshConfig, batch_size: int) -> Shape:
-    """The shape of the mesh for batches of this size, on the devices that there are.
+def shape(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None = None) -> Shape:
+    """The shape of the mesh for batches of this size, on these devices; by default those that there are.
 
     Raises:
         ConfigError: there are not so many, they do not divide the batch, or they leave a process without any.
     """
-    available, several = jax.device_count(), jax.process_count() > 1
+    available = jax.device_count() if devices is None else len(devices)
+    several = devices is None and jax.process_count() > 1
     shared = config.fsdp * config.model
     data = config.data or _most(available // shared, batch_size, config.fsdp)
     found = Shape(data, config.fsdp, config.model)
     count = found.batch * found.model
     if count > available:
+        start = "start more (on CPU: XLA_FLAGS=--xla_force_host_platform_device_count=8)"
         raise ConfigError(
-            f"mesh: {found} = {count} devices are wanted, and JAX sees {available} here; lower them, or start "
-            "more (on CPU: XLA_FLAGS=--xla_force_host_platform_device_count=8)"
+            f"mesh: {found} = {count} devices are wanted, and "
+            + (f"JAX sees {available} here; lower them, or {start}" if devices is None else f"there are {available}")
         )
     if batch_size % found.batch:
         raise ConfigError(
@@ -74,10 +77,10 @@ def shape(config: MeshConfig, batch_size: int) -> Shape:
     return found
 
 
-def build(shape: Shape) -> Mesh:
+def build(shape: Shape, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh, neighbours along an axis close to each other where the hardware has a topology."""
-    devices = jax.devices()[: int(np.prod(shape))]
-    return jax.make_mesh(tuple(shape), Shape._fields, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    chosen = (jax.devices() if devices is None else devices)[: int(np.prod(shape))]
+    return jax.make_mesh(tuple(shape), Shape._fields, axis_types=(AxisType.Auto,) * 3, devices=chosen)
 
 
 def _most(available: int, batch_size: int, fsdp: int) -> int:

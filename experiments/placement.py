@@ -25,6 +25,11 @@ Batch = Rows | Examples
 """What tells the examples of a batch: their rows, or where the process feeds them, the examples themselves."""
 
 
+def placed(array: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    """The shape of an array, and where it lies."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+
 class Placement(Layout):
     """Where the arrays of one or several arms lie. The numbers are the same on any mesh, to rounding."""
 
@@ -61,6 +66,13 @@ class Placement(Layout):
         """The training examples that batches are taken from; nothing where each batch is fed."""
         return {} if self.fed else self.put(self.dataset.train)
 
+    @functools.cached_property
+    def train_like(self) -> Examples:
+        """The shapes of `train`."""
+        if self.fed:
+            return {}
+        return {name: placed(array, self.everywhere) for name, array in self.dataset.train.items()}  # type: ignore[misc]
+
     def feed(self, rows: Rows) -> Batch:
         """Batches, for `take`: rows of shape (members, ..., batch)."""
         if not self.fed:
@@ -72,6 +84,17 @@ class Placement(Layout):
                 return array[wanted[index[: wanted.ndim]]]
 
             return jax.make_array_from_callback(wanted.shape + array.shape[1:], place, of)
+
+        return {name: fed(array) for name, array in self.dataset.train.items()}
+
+    def feed_like(self, rows: Any) -> Any:
+        """The shapes of what `feed` makes of rows."""
+        if not self.fed:
+            return placed(rows, self.everywhere)
+        place = self.at(self._batch(len(rows.shape), rows.shape[-1]))
+
+        def fed(array: np.ndarray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(rows.shape + array.shape[1:], array.dtype, sharding=place)
 
         return {name: fed(array) for name, array in self.dataset.train.items()}
 
@@ -87,6 +110,16 @@ class Placement(Layout):
     def gather(self, params: Any, uses: Any) -> Any:
         """In a compiled function: plain parameters, whole along the axis that shares them out."""
         return sharding.gathered(params, sharding.of_parameters(uses, self.mesh), self.mesh)
+
+    def gather_layer(self, stack: str, params: Any, uses: Any) -> Any:
+        """The same, of one layer of a stack."""
+        specs = sharding.of_parameters(uses, self.mesh).items()
+        own = {
+            path.removeprefix(f"{stack}/"): PartitionSpec(*spec[1:])
+            for path, spec in specs
+            if path.startswith(f"{stack}/")
+        }
+        return sharding.gathered(params, own, self.mesh)
 
     @functools.cached_property
     def held_out(self) -> list[tuple[Examples, jax.Array]]:

@@ -38,7 +38,7 @@ def check(uses: Iterable[Any], mesh: Mesh) -> None:
 
 
 def gathered(params: Any, by_path: dict[str, PartitionSpec], mesh: Mesh) -> Any:
-    """In a compiled function: plain parameters as layers use them, whole along `fsdp`.
+    """In a compiled function: those of the plain parameters that have a spec as layers use them, whole along `fsdp`.
 
     Said, as XLA otherwise may look for another way, and in one that it finds (gradients of max pooling, on a mesh with
     all three axes) it computes wrong numbers: `tests/test_devices.py` would show it.
@@ -47,6 +47,8 @@ def gathered(params: Any, by_path: dict[str, PartitionSpec], mesh: Mesh) -> Any:
         return params
 
     def whole(path: Any, leaf: jax.Array) -> jax.Array:
+        if _name(path) not in by_path:
+            return leaf
         spec = [None if name == "fsdp" else name for name in by_path[_name(path)]]
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
 

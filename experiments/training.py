@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -90,6 +91,10 @@ class Layout:
         """Plain parameters, as layers that use them so need them."""
         return params
 
+    def gather_layer(self, stack: str, params: Any, uses: Any) -> Any:
+        """The same, of one layer of the subtree `stack`, whose leaves have a leading axis of layers."""
+        return params
+
 
 def functions(
     config: ArmConfig,
@@ -106,7 +111,7 @@ def functions(
     Raises:
         ConfigError: the network does not fit the data, or it asks for more examples than there are.
     """
-    task, train, layout = tasks.build(config.model, dataset), config.train, layout or Layout()
+    train, layout = config.train, layout or Layout()
     examples = dataset.examples
     steps_per_epoch = examples // config.data.batch_size
     init_examples = config.model.init_examples or config.data.batch_size
@@ -114,11 +119,13 @@ def functions(
         raise ConfigError(
             f"model.init_examples: {init_examples} is more than the {examples} training examples; lower it"
         )
-    uses = weight_uses(task, dataset, config)
+    uses = weight_uses(tasks.build(config.model, dataset), dataset, config)
+    task = tasks.build(config.model, dataset, functools.partial(layout.gather_layer, uses=uses))
+    at_once = [use for use in uses if use.path.partition("/")[0] not in task.stacks]
     axes = {use.path: use.reduction for use in uses if use.reduction is not None}
 
     def gathering(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda params, *rest: function(layout.gather(params, uses), *rest)
+        return lambda params, *rest: function(layout.gather(params, at_once), *rest)
 
     def optimizer(member: Member) -> optax.GradientTransformation:
         return optimizers.build(config.optimizer, member.learning_rate, train.steps, steps_per_epoch)

@@ -51,8 +51,13 @@ def weight(value: Any) -> Any:
 
 
 def moved(eqn: Equation, values: list[Any]) -> Factored | None:
-    """The result of an equation that only moves numbers; `None` for any other."""
+    """The result of an equation that only moves numbers; `None` for any other.
+
+    What is rebuilt in any case is so before it moves between devices: a weight may have fewer bytes than `v`.
+    """
     rule = _MOVES.get(eqn.primitive)
+    if eqn.primitive is primitive.sharding_constraint_p and values[0].rebuilt:
+        return None
     if rule is None or (rule is not _concatenate and any(isinstance(value, Factored) for value in values[1:])):
         return None
     return rule(eqn, values)

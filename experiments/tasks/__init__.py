@@ -13,9 +13,9 @@ from pydantic import Field
 
 from experiments.data import Dataset
 from experiments.tasks import classification, language, regression
-from experiments.tasks.task import Examples, ModelConfig, ModelState, Params, Task
+from experiments.tasks.task import Examples, Gather, ModelConfig, ModelState, Params, Task
 
-__all__ = ["AnyModelConfig", "Examples", "ModelConfig", "ModelState", "Params", "Task", "build"]
+__all__ = ["AnyModelConfig", "Examples", "Gather", "ModelConfig", "ModelState", "Params", "Task", "build"]
 
 _MODULES: tuple[ModuleType, ...] = (classification, regression, language)
 _BUILDERS = {config: module.build for module in _MODULES for config in module.CONFIGS}
@@ -26,10 +26,12 @@ else:
     AnyModelConfig = Annotated[Union[tuple(_BUILDERS)], Field(discriminator="name")]  # noqa: UP007
 
 
-def build(config: Any, dataset: Dataset) -> Task:
+def build(config: Any, dataset: Dataset, gather: Gather = lambda _, params: params) -> Task:
     """The task that trains the network that `config` describes on this data set.
+
+    A network that scans over its layers has each trip `gather` the parameters of its layer.
 
     Raises:
         ConfigError: the network does not fit the data.
     """
-    return _BUILDERS[type(config)](config, dataset)
+    return _BUILDERS[type(config)](config, dataset, gather)

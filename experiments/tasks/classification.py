@@ -17,7 +17,7 @@ from experiments.data import Dataset
 from experiments.errors import ConfigError
 from experiments.tables import Count, Fraction, sequence
 from experiments.tasks import networks
-from experiments.tasks.task import Examples, ModelConfig, ModelState, Params, Task
+from experiments.tasks.task import Examples, Gather, ModelConfig, ModelState, Params, Task
 
 Norm = Literal["none", "batch", "mean_only"]
 
@@ -52,7 +52,7 @@ Config = MLPConfig | ConvConfig | ConvPoolConfig
 CONFIGS = (MLPConfig, ConvConfig, ConvPoolConfig)
 
 
-def build(config: Config, dataset: Dataset) -> Task:
+def build(config: Config, dataset: Dataset, gather: Gather) -> Task:
     """The task for one of these networks.
 
     Raises:

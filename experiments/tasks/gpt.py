@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+STACK = "blocks"
+"""The name of the parameters that have a leading axis of layers."""
+
 
 class GPT(nn.Module):
     """Logits of the next symbol at each place.
 
     The blocks are one block under `nn.scan`, whose parameters have a leading axis of layers, so that compiling takes as
-    long for any number of them; they are rematerialized in the backward pass. Computed in `dtype`.
+    long for any number of them; they are rematerialized in the backward pass, and `gather` their parameters each time.
+    Computed in `dtype`.
 
     Source: Radford et al. 2019 (GPT-2), with the rotary positions of Su et al. 2021, arXiv 2104.09864, and the RMSNorm
     of Zhang & Sennrich 2019, arXiv 1910.07467.
@@ -25,16 +30,21 @@ class GPT(nn.Module):
     heads: int
     symbols: int
     dtype: Any
+    gather: Callable[[Any], Any]
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Logits (examples, places, symbols) of tokens (examples, places)."""
         x = nn.Embed(self.symbols, self.width, dtype=self.dtype, name="embed")(tokens)
-        block = nn.remat(Block, prevent_cse=False)  # in a scan there is no common subexpression to prevent
+        block: Any = Block if self.is_initializing() else nn.map_variables(Block, "params", self._gathered)
+        block = nn.remat(block, prevent_cse=False)  # in a scan there is no common subexpression to prevent
         blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.layers)
-        x, _ = blocks(self.heads, self.layers, self.dtype, name="blocks")(x, None)
+        x, _ = blocks(self.heads, self.layers, self.dtype, name=STACK)(x, None)
         x = nn.RMSNorm(dtype=self.dtype, name="norm")(x)
         return nn.Dense(self.symbols, use_bias=False, dtype=self.dtype, name="head")(x)
+
+    def _gathered(self, variables: Any) -> Any:
+        return {"params": self.gather(variables["params"])}
 
 
 class Block(nn.Module):

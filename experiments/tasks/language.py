@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import jax
@@ -14,8 +15,8 @@ from pydantic import PositiveFloat
 from experiments.data import Dataset
 from experiments.errors import ConfigError
 from experiments.tables import Count
-from experiments.tasks.gpt import GPT
-from experiments.tasks.task import Examples, ModelConfig, ModelState, Params, Task
+from experiments.tasks.gpt import GPT, STACK
+from experiments.tasks.task import Examples, Gather, ModelConfig, ModelState, Params, Task
 
 _WINDOWS_AT_A_TIME = 4096  # of text, to count
 
@@ -55,7 +56,7 @@ Config = GPTConfig | BigramConfig
 CONFIGS = (GPTConfig, BigramConfig)
 
 
-def build(config: Config, dataset: Dataset) -> Task:
+def build(config: Config, dataset: Dataset, gather: Gather) -> Task:
     """The task of predicting each byte of a window from those before it.
 
     Raises:
@@ -65,7 +66,14 @@ def build(config: Config, dataset: Dataset) -> Task:
         raise ConfigError(f"model.name: {config.name} models text, and the examples are none; set data.name = 'text'")
     if isinstance(config, BigramConfig):
         return _bigram(dataset)
-    network = GPT(config.layers, config.width, config.heads, dataset.classes, jnp.dtype(config.dtype))
+    network = GPT(
+        config.layers,
+        config.width,
+        config.heads,
+        dataset.classes,
+        jnp.dtype(config.dtype),
+        functools.partial(gather, STACK),
+    )
     window = dataset.train["tokens"].shape[1] - 1
     prompt = _prompt(config, window)
 
@@ -86,14 +94,14 @@ def build(config: Config, dataset: Dataset) -> Task:
         tokens = jnp.zeros(window, jnp.int32).at[: len(prompt)].set(prompt)
         return jax.lax.fori_loop(len(prompt), window, write, tokens).astype(jnp.uint8)
 
-    return _task(init, predict, sample)
+    return _task(init, predict, stacks=(STACK,), sample=sample)
 
 
-def _task(init: Any, predict: Any, sample: Any = None) -> Task:
+def _task(init: Any, predict: Any, **others: Any) -> Task:
     def evaluate(params: Params, state: ModelState, examples: Examples) -> dict[str, jax.Array]:
         return {"loss": _losses(predict(params, state, examples, None)[0], examples)}
 
-    return Task(init, predict, _losses, evaluate, likelihood="categorical", sample=sample)
+    return Task(init, predict, _losses, evaluate, likelihood="categorical", **others)
 
 
 def _bigram(dataset: Dataset) -> Task:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from experiments.data import Dataset
 from experiments.errors import ConfigError
-from experiments.tasks.task import Examples, ModelConfig, ModelState, Params, Task
+from experiments.tasks.task import Examples, Gather, ModelConfig, ModelState, Params, Task
 
 
 class LinearConfig(ModelConfig):
@@ -22,7 +22,7 @@ class LinearConfig(ModelConfig):
 CONFIGS = (LinearConfig,)
 
 
-def build(config: LinearConfig, dataset: Dataset) -> Task:
+def build(config: LinearConfig, dataset: Dataset, gather: Gather) -> Task:
     """The task of predicting the targets of a data set, or the labels as numbers.
 
     Raises:

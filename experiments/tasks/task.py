@@ -17,6 +17,8 @@ Examples = dict[str, jax.Array]
 """Arrays of a data set by name, with a leading axis of examples."""
 
 Params = Any
+Gather = Callable[[str, Any], Any]
+"""`(stack, parameters) -> parameters`: those of one layer of a stack, made whole as far as the layer needs it."""
 Outputs = jax.Array
 ModelState = Any
 """What a network keeps beside its parameters, such as running averages. A pytree."""
@@ -34,6 +36,7 @@ class Task:
         evaluate: `(params, state, examples) -> {name: (examples,)}`: figures of each example, out of training; one
             of them is "loss". A fraction of errors is named "error".
         likelihood: of what the losses are the negative logarithm, as `wn_jax.curvature.fisher` calls it.
+        stacks: the subtrees of parameters that are stacks of layers, which the network gathers layer by layer.
         sample: `(params, state, key) -> (bytes,)`: text that the network writes, in uint8; None where it writes none.
     """
 
@@ -42,6 +45,7 @@ class Task:
     losses: Callable[[Outputs, Examples], jax.Array]
     evaluate: Callable[[Params, ModelState, Examples], dict[str, jax.Array]]
     likelihood: Literal["categorical", "bernoulli", "normal"]
+    stacks: tuple[str, ...] = ()
     sample: Callable[[Params, ModelState, jax.Array], jax.Array] | None = None
 
     def loss(

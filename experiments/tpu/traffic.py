@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ COLLECTIVES = (
 # What moves nothing: names for parts of other arrays, and the ends of what began before.
 _NAMES = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
 _NAMING_CALLS = ("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer", "Sharding")
+_CYCLES = re.compile(r'"estimated_cycles":"(?P<cycles>\d+)"')
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -64,6 +66,12 @@ def collectives(module: Module) -> list[Collective]:
 def memory_bytes(module: Module) -> int:
     """The bytes that a step reads from and writes to the chip's main memory. What stays nearer to its units is free."""
     return sum(times * _moved(module, lines, line) for lines, line, times in executed(module))
+
+
+def cycles(module: Module) -> int:
+    """The cycles that the compiler expects of a step, operation by operation; 0 where it does not say."""
+    estimates = ((_CYCLES.search(line.attributes), times) for _, line, times in executed(module))
+    return sum(times * int(found["cycles"]) for found, times in estimates if found)
 
 
 def _moved(module: Module, lines: Computation, line: Instruction) -> int:
@@ -132,6 +140,8 @@ def _written(module: Module, fusion: Instruction) -> int:
     """What a fusion writes: of an array that it updates in place, the update."""
     inside = module.computations[fusion.called["calls"]]
     root = _root(inside)
+    if len(fusion.results) > 1 and root.kind != "tuple":
+        return _far(fusion.results)
     values = [inside[name] for name in root.operands] if root.kind == "tuple" else [root]
     updates = [_update(module, inside, value) for value in values]
     pairs = zip(updates, fusion.results, strict=True)

@@ -1,0 +1,128 @@
+"""`python -m experiments tpu-compile`: plain against weight norm, in the TPU compiler's words."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import rich.box
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from experiments import files, interrupt, toml_file
+from experiments.config import ArmConfig
+from experiments.environment import environment
+from experiments.errors import ConfigError, RunError
+from experiments.options import ArmName, ConfigFile, Settings, one_arm
+from experiments.terminal import about_config, console, interruptible, user_errors
+from experiments.tpu import topology
+from experiments.tpu.compiled import Compiled, compile_step
+from experiments.tpu.traffic import Collective
+
+ARMS = ("plain", "weight_norm")
+
+
+def tpu_compile(
+    config_file: ConfigFile,
+    topology_: Annotated[str, typer.Option("--topology", help="The TPU and its chips: v5e:2x4.", metavar="KIND:CHIPS")],
+    set_: Settings = None,
+    arm: ArmName = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Compile the training step of one arm of CONFIG for a TPU, plain and weight-normalized; no TPU is needed."""
+    interrupt.at_once()
+    with user_errors(), interruptible(lambda: "interrupted"):
+        jax.config.update("jax_platforms", "cpu")  # what JAX computes itself, it does here
+        experiment = one_arm(toml_file.load(config_file, set_ or ()), arm, config_file)
+        (config,) = experiment.arms.values()
+        if json_:
+            _write(json_, {})  # one that cannot be written is an error now, not after minutes
+        with about_config(config_file):
+            devices = topology.devices(topology_)
+            found = {weights: _compiled(config, weights, devices) for weights in ARMS}
+        console.print(table(found, f"{experiment.name} on {topology_}, one step, each chip's part"))
+        console.print(_caption(), soft_wrap=True, highlight=False)
+        if json_:
+            _write(json_, {"topology": topology_, **{name: dataclasses.asdict(step) for name, step in found.items()}})
+
+
+def table(found: dict[str, Compiled], title: str) -> Table:
+    """The figures of both, and their ratio."""
+    plain, normed = (found[name] for name in ARMS)
+    view = Table(title=escape(title), box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+    for column in ("", "plain", "weight norm", "ratio"):
+        view.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name, figure, shown in _ROWS:
+        a, b = figure(plain), figure(normed)
+        view.add_row(name, shown(a), shown(b), f"{b / a:.3f}" if a else "-")
+    kinds = dict.fromkeys(own.kind for step in (plain, normed) for own in step.collectives)
+    for kind in kinds:
+        before, after = (_sent(step, kind) for step in (plain, normed))
+        cells = (f"{own.times} x, {_bytes(own.bytes)}" for own in (before, after))
+        view.add_row(kind, *cells, f"{after.bytes / before.bytes:.3f}" if before.bytes else "-")
+    return view
+
+
+def _compiled(config: ArmConfig, weights: str, devices: Any) -> Compiled:
+    """The step with its weights written so."""
+    model = config.model.model_copy(update={"weights": weights, "init": "framework"})  # no step depends on `init`
+    optimizer = config.optimizer.model_copy(
+        update={"keep_norms": config.optimizer.keep_norms and weights == "weight_norm"}
+    )
+    own = config.model_copy(update={"model": model, "optimizer": optimizer})
+    with console.status("") as status:
+        try:
+            return compile_step(own, devices, lambda stage: status.update(f"{stage} {weights}"))
+        except (ConfigError, RunError) as error:
+            raise type(error)(f"{weights}: {error}") from None
+
+
+def _sent(step: Compiled, kind: str) -> Collective:
+    return next((own for own in step.collectives if own.kind == kind), Collective(kind, 0, 0))
+
+
+def _caption() -> str:
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "flax")}
+    return (
+        "FLOPs and bytes accessed as XLA counts them: the body of a loop once. Memory traffic, cycles and collectives: "
+        "every trip; traffic is of main memory alone, cycles are the sum of the compiler's estimates.\n"
+        + ", ".join(f"{name} {version}" for name, version in versions.items())
+    )
+
+
+def _write(path: Path, figures: dict[str, Any]) -> None:
+    try:
+        files.write(path, json.dumps({"environment": environment(), **figures}, indent=2) + "\n")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error}; choose another with --json") from None
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e9:.3f} GB" if count >= 1e8 else f"{count / 1e6:.3f} MB"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s"
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:,.1f} M"
+
+
+_ROWS: tuple[tuple[str, Callable[[Compiled], float], Callable[[float], str]], ...] = (
+    ("parameters", lambda step: step.parameters, _millions),
+    ("FLOPs", lambda step: step.flops, _millions),
+    ("bytes accessed", lambda step: step.bytes_accessed, _bytes),
+    ("memory traffic", lambda step: step.memory_bytes, _bytes),
+    ("cycles", lambda step: step.cycles, _millions),
+    ("peak memory", lambda step: step.peak_memory, _bytes),
+    ("arguments", lambda step: step.arguments, _bytes),
+    ("tracing and lowering", lambda step: step.lowering_seconds, _seconds),
+    ("compiling", lambda step: step.compile_seconds, _seconds),
+)
