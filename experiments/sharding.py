@@ -49,8 +49,11 @@ def gathered(params: Any, by_path: dict[str, PartitionSpec], mesh: Mesh) -> Any:
     def whole(path: Any, leaf: jax.Array) -> jax.Array:
         if _name(path) not in by_path:
             return leaf
-        spec = [None if name == "fsdp" else name for name in by_path[_name(path)]]
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+        shared = by_path[_name(path)]
+        spec = PartitionSpec(*(None if name == "fsdp" else name for name in shared))
+        # The first holds for the gradient, whose sum over the devices each needs its own part of.
+        leaf = jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, shared))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(whole, params)
 

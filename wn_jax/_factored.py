@@ -32,7 +32,7 @@ class Factored:
     def weight(self) -> jax.Array:
         """The array itself, rounded as it would have been on its way."""
         weight = (self.v.astype(self.scale.dtype) * self.scale).astype(self.v.dtype).astype(self.dtype)
-        # XLA for TPU would fuse the product into the matmul that follows, and do it again for each tile of that.
+        # XLA for TPU would fuse the product into the matmul that follows, and compute it again for each tile of that.
         return jax.lax.optimization_barrier(weight) if self.rebuilt else weight
 
     def sliceable(self) -> Factored:

@@ -96,7 +96,7 @@ def _explained(error: Exception, config: ArmConfig, shape: mesh.Shape) -> RunErr
     if found is None:
         return RunError(f"the TPU compiler refuses this step: {error}")
     return RunError(
-        f"the step of {config.model.name} does not fit: it needs {found['used']} of the {found['limit']} of memory "
+        f"the step does not fit: it needs {found['used']} of the {found['limit']} of memory "
         f"({found['space']}) that a chip has, {found['by']} too much, on the mesh {shape}; set mesh.fsdp or mesh.model "
         "higher, or data.batch_size lower, or take a larger topology"
     )

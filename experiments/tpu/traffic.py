@@ -22,6 +22,7 @@ COLLECTIVES = (
 _NAMES = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
 _NAMING_CALLS = ("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer", "Sharding")
 _CYCLES = re.compile(r'"estimated_cycles":"(?P<cycles>\d+)"')
+_CHANNEL = re.compile(r"channel_id=\d+")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -33,33 +34,51 @@ class Collective(NamedTuple):
     bytes: int
 
 
-def executed(module: Module, name: str = "", times: int = 1) -> Iterator[tuple[Computation, Instruction, int]]:
-    """Each instruction that a step runs, how often, and the computation that it is in; a fusion is one instruction.
+def executed(module: Module, fusions: bool = False) -> Iterator[tuple[Computation, Instruction, int]]:
+    """Each instruction that a step runs, how often, and the computation that it is in.
 
-    Of a branch, all sides count; of a loop whose trips are not known, one.
+    A fusion is one instruction; with `fusions`, those inside of it follow. Of a branch, all sides count; of a loop
+    whose trips are not known, one.
     """
-    lines = module.computations[name or module.entry]
+    return _executed(module, module.entry, 1, ("fusion",) if fusions else ())
+
+
+def _executed(
+    module: Module, name: str, times: int, also: tuple[str, ...]
+) -> Iterator[tuple[Computation, Instruction, int]]:
+    lines = module.computations[name]
     for line in lines.values():
         if line.kind == "while":
-            yield from executed(module, line.called["body"], times * (module.trips(line) or 1))
-        elif line.kind in ("call", "conditional", "async-start"):
+            yield from _executed(module, line.called["body"], times * (module.trips(line) or 1), also)
+        elif line.kind in ("call", "conditional", "async-start", *also):
             for called in line.called.values():
-                yield from executed(module, called, times)
+                yield from _executed(module, called, times, also)
         else:
             yield lines, line, times
 
 
 def collectives(module: Module) -> list[Collective]:
-    """What a step sends between chips, by kind."""
-    count, size = collections.Counter[str](), collections.Counter[str]()
-    for _, line, times in executed(module):
+    """What a step sends between chips, by kind, and what each chip has of it then.
+
+    On TPU, a collective that runs beside other operations stands in several fusions, under one number; and one whose
+    result each chip keeps a part of is an all-reduce inside a fusion of that name.
+    """
+    count, size, seen = collections.Counter[str](), collections.Counter[str](), set[str]()
+    for lines, line, times in executed(module, fusions=True):
         kind = line.kind.removesuffix("-start")
-        if kind in COLLECTIVES:
-            # The start of an asynchronous one gives its operands, too, and all but the all-reduce's come first.
-            both = line.kind.endswith("-start") and kind != "all-reduce"
-            results = line.results[len(line.operands) : 2 * len(line.operands)] if both else line.results
-            count[kind] += times
-            size[kind] += times * sum(array.bytes for array in results)
+        number = _CHANNEL.search(line.attributes)
+        if kind not in COLLECTIVES or (number and number[0] in seen):
+            continue
+        if number:
+            seen.add(number[0])
+        # The start of an asynchronous one gives its operands, too, and all but the all-reduce's come first.
+        both = line.kind.endswith("-start") and kind != "all-reduce"
+        results = line.results[len(line.operands) : 2 * len(line.operands)] if both else line.results
+        root = next(own for own in lines.values() if own.root)
+        if kind == "all-reduce" and root.kind == "dynamic-slice" and root.operands[0] == line.name:
+            kind, results = "reduce-scatter", root.results
+        count[kind] += times
+        size[kind] += times * sum(array.bytes for array in results)
     return [Collective(kind, count[kind], size[kind]) for kind in COLLECTIVES if count[kind]]
 
 
