@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +44,7 @@ def tpu_compile(
         experiment = one_arm(toml_file.load(config_file, set_ or ()), arm, config_file)
         (config,) = experiment.arms.values()
         if json_:
-            _write(json_, {})  # one that cannot be written is an error now, not after minutes
+            _check_writable(json_)  # now, not after minutes
         with about_config(config_file):
             devices = topology.devices(topology_)
             found = {weights: _compiled(config, weights, devices) for weights in ARMS}
@@ -96,9 +98,24 @@ def _caption() -> str:
     )
 
 
+def _check_writable(path: Path) -> None:
+    with _file_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"{path.parent} is not writable")
+
+
 def _write(path: Path, figures: dict[str, Any]) -> None:
-    try:
+    with _file_errors(path):
         files.write(path, json.dumps({"environment": environment(), **figures}, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _file_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error}; choose another with --json") from None
 

@@ -18,6 +18,7 @@ _ARRAY = re.compile(r"(?P<dtype>[a-z]\w*)\[(?P<shape>[\d,]*)\](?P<layout>\{[^}]*
 _SPACE = re.compile(r"S\((?P<space>\d+)\)")
 _CALLED = re.compile(r"(?P<role>calls|body|condition|to_apply|true_computation|false_computation)=%?(?P<name>[\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{(?P<names>[^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(?P<trips>\d+)"\}')
 _COMMENT = re.compile(r"/\*.*?\*/")
 _BITS = re.compile(r"\d+")
 _OTHER_BITS = {"pred": 8, "token": 0, "opaque": 0}
@@ -76,10 +77,13 @@ class Module:
     entry: str
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often a `while` runs: the constant that its condition compares a counter with; None if there is none.
+        """How often a `while` runs, as the compiler notes it or by the constant that its counter stops at; else None.
 
         JAX's scans and `fori_loop`s count from 0 in steps of 1, and XLA keeps it so.
         """
+        noted = _TRIPS.search(loop.attributes)
+        if noted:
+            return int(noted["trips"])
         condition = self.computations[loop.called["condition"]]
         (root,) = (line for line in condition.values() if line.root)
         constants = [condition[name] for name in root.operands if condition[name].kind == "constant"]

@@ -1,0 +1,127 @@
+"""`tpu-compile`: a step compiled by the TPU's own compiler, where it is installed, and what is said of bad input."""
+
+import importlib.metadata
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from experiments.tpu import compiled, topology
+from tests.experiments import ROOT, fails, invoke
+
+GPT = ROOT / "configs" / "gpt_tiny.toml"
+SMALLEST = [
+    *("--topology", "v5e:2x2", "--set", "model.layers=2", "--set", "model.width=32", "--set", "model.heads=2"),
+    *("--set", "data.window=16", "--set", "data.train_examples=64"),
+]
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install .[tpu]")
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tpu") / "figures.json"
+    result = invoke("tpu-compile", GPT, *SMALLEST, "--set", "mesh={fsdp=2,model=2}", "--json", path)
+    assert result.exit_code == 0, result.output
+    return json.loads(path.read_text()), result.output
+
+
+@needs_libtpu
+def test_a_small_decoder_on_two_axes(figures):
+    """Parameters and what lies on a chip by hand; of the rest, what must hold of any compiler."""
+    found, output = figures
+    plain, normed = found["plain"], found["weight_norm"]
+    layers, width, symbols = 2, 32, 256
+    parameters = layers * (12 * width**2 + 2 * width) + 2 * symbols * width + width
+    magnitudes = layers * (4 * width + 4 * width + width) + symbols
+    assert plain["parameters"] == parameters
+    assert normed["parameters"] == parameters + magnitudes
+    # Parameters and two moments in float32, at least a quarter on each chip. (There is more, as layouts are padded.)
+    assert plain["arguments"] > 3 * 4 * parameters / 4
+    for step in (plain, normed):
+        assert step["flops"] > 0
+        assert step["memory_bytes"] > 3 * 4 * parameters / 4
+        assert {kind for kind, _, _ in step["collectives"]} >= {"all-gather", "all-reduce"}
+    for figure in ("memory_bytes", "peak_memory", "bytes_accessed"):
+        assert normed[figure] < 1.2 * plain[figure]
+    assert found["topology"] == "v5e:2x2"
+    assert found["environment"]["packages"]["jax"] == jax.__version__
+    for word in ("memory traffic", "peak memory", "all-gather", "ratio", "libtpu"):
+        assert word in output
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v5e:3x5", "not divisible"),
+        ("nonsense", "invalid"),
+        ("v4:2x2x1", "one device per chip"),
+        ("cpu:2x2", "such as v5e:2x2"),
+    ],
+)
+def test_a_topology_that_does_not_exist(name, said):
+    error = fails("tpu-compile", GPT, "--topology", name)
+    assert f"--topology {name}" in error
+    assert said in error
+
+
+@needs_libtpu
+def test_a_batch_that_does_not_divide_over_the_mesh():
+    error = fails("tpu-compile", GPT, "--topology", "v5e:2x2", "--set", "mesh.fsdp=4", "--set", "data.batch_size=6")
+    assert "data.batch_size: 6 examples cannot be shared out evenly among 4 devices" in error
+
+
+@needs_libtpu
+def test_a_mesh_larger_than_the_topology():
+    error = fails("tpu-compile", GPT, "--topology", "v5e:2x2", "--set", "mesh.fsdp=8")
+    assert "8 devices are wanted, and there are 4" in error
+
+
+@needs_libtpu
+def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_compiled(tmp_path):
+    error = fails("tpu-compile", GPT, "--topology", "v5e:2x2", "--json", tmp_path)
+    assert "it is a folder; choose another with --json" in error
+
+
+def test_a_model_that_does_not_fit_by_how_much(monkeypatch):
+    """The compiler's message of jax 0.10.2 and libtpu 0.0.42, for 64 x 512 tokens of a decoder of width 8,192."""
+
+    class Refused:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.30G of 15.75G hbm. Exceeded hbm "
+                "capacity by 4.55G.\n\nTotal hbm usage >= 20.55G:\n    reserved        258.00M"
+            )
+
+    monkeypatch.setattr(topology, "devices", lambda name: jax.devices()[:4])
+    monkeypatch.setattr(compiled.Arm, "lower", lambda arm: Refused())
+    error = fails("tpu-compile", GPT, *SMALLEST, code=1)
+    assert "plain: the step does not fit: it needs 20.30G of the 15.75G" in error
+    assert "4.55G too much" in error
+    assert "mesh.fsdp" in error
+
+
+def without(monkeypatch, name):
+    version = importlib.metadata.version
+
+    def missing(package):
+        if package == name:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+
+
+def test_without_libtpu(monkeypatch):
+    without(monkeypatch, "libtpu")
+    error = fails("tpu-compile", GPT, "--topology", "v5e:2x2")
+    assert f"pip install 'jax[tpu]=={jax.__version__}'" in error
+
+
+def test_a_libtpu_of_another_version(monkeypatch):
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "libtpu" else version(name))
+    error = fails("tpu-compile", GPT, "--topology", "v5e:2x2")
+    assert "libtpu 0.0.1 is installed" in error
+    assert f"jax {jax.__version__} needs libtpu ==" in error
