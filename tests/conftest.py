@@ -12,6 +12,7 @@ def pytest_configure(config):
 
     To test programs as users compile them, set the level: `XLA_FLAGS=--xla_backend_optimization_level=3`.
     """
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, JAX would look for a TPU in each process
     given = os.environ.get("XLA_FLAGS", "")
     flags = [given, "--xla_force_host_platform_device_count=8"]
     if config.option.markexpr == "not slow" and _LEVEL not in given:

@@ -16,6 +16,8 @@ class Config:
     train_examples: int | None = None
     test_examples: int | None = None
     validation: int = 0
+    path: str | None = None
+    window: int = 256
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from experiments.report import charts, curvature, summary, svg
+from experiments.report import charts, curvature, samples, summary, svg
 from experiments.report.charts import Chart
 from experiments.report.curvature import Curvature
 from experiments.report.curves import COLOURS, DASHES
@@ -37,6 +37,7 @@ def page(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[Curvature]
         tables=[*(_curvature(found, named=len(runs) > 1) for found in measured), _results(rows)],
         figures=[{"chart": chart, "pictures": svg.pictures(chart), "legend": _legend(chart)} for chart in figures],
         diverged=[sentence for run in runs for sentence in _diverged(run)],
+        samples=samples.read(runs),
         sweep=any(row.chosen for row in rows),
         spread=any(row.seeds > 1 for row in rows),
     )

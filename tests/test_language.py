@@ -1,0 +1,291 @@
+"""Text as windows of bytes, the decoder, and runs that write text."""
+
+import functools
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data, mesh, tasks, toml_file, training
+from experiments.arm import Arm
+from experiments.data import text
+from experiments.errors import ConfigError
+from experiments.placement import Placement
+from experiments.run_folder import read_records
+from experiments.tasks import gpt, language
+from tests.data_sets import Config
+from tests.experiments import ROOT, fails, invoke, run_once
+
+GPT = ROOT / "configs" / "gpt_tiny.toml"
+SMALL = [
+    *("model.layers=2", "model.width=16", "model.heads=2", "data.window=12", "data.train_examples=48"),
+    *("data.test_examples=10", "data.batch_size=8", "train.steps=4", "train.record_every=2"),
+    *("train.evaluate_every=2", "train.seeds=2", "mesh.data=1"),
+]
+SETTINGS = [word for change in SMALL for word in ("--set", change)]
+
+
+def arm_config(name, *changes):
+    return toml_file.load(GPT, [*SMALL, *changes]).arms[name]
+
+
+# Text
+
+
+def test_every_byte_but_the_first_is_predicted_once(tmp_path):
+    (tmp_path / "text").write_bytes(bytes(range(256)) * 2)
+    train, held_out = text.read(str(tmp_path / "text"), window=10)
+    assert train.shape == (46, 11)
+    assert held_out.shape == (5, 11)
+    whole = bytes(range(256)) * 2
+    assert bytes(train[:, 1:].reshape(-1)) == whole[1:461]
+    assert bytes(train[:, :-1].reshape(-1)) == whole[:460]
+    assert bytes(held_out[:, 1:].reshape(-1)) == whole[462:512]
+
+
+def test_a_file_is_mapped_and_not_read(tmp_path):
+    """Ten gigabytes, all of them a hole."""
+    with (tmp_path / "text").open("wb") as file:
+        file.truncate(10**10)
+    dataset = data.load(Config("text", path=str(tmp_path / "text"), window=1000, test_examples=3))
+    assert dataset.mapped
+    assert dataset.train["tokens"].shape == (8_999_999, 1001)
+    assert dataset.held_out["tokens"].shape == (3, 1001)
+
+
+def test_the_standard_library_is_the_same_each_time_and_has_its_own_modules():
+    found = bytes(text.standard_library())
+    assert found == bytes(text.standard_library.__wrapped__())
+    for module in (b"class Fraction(", b"def deepcopy(", b"class Thread:"):
+        assert module in found
+    assert b"class DeprecatedTest(unittest" not in found
+    assert not data.load(Config("text", window=128)).mapped
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"short", "has 5 bytes, which is too short to train on"),
+        (b"x" * 1000, "shorter than a window of data.window + 1 = 101 bytes; lower data.window to 99 or less"),
+    ],
+)
+def test_a_text_that_is_too_short(tmp_path, content, said):
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"data\.path") as error:
+        text.read(str(path), window=100)
+    assert said in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_the_longest_window_that_the_message_allows(tmp_path):
+    (tmp_path / "text").write_bytes(b"x" * 1000)
+    assert text.read(str(tmp_path / "text"), window=99)[1].shape == (1, 100)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder"])
+def test_a_text_that_cannot_be_read(tmp_path, kind):
+    path = tmp_path if kind == "folder" else tmp_path / "no"
+    error = fails("compare", GPT, "--out", tmp_path / "run", "--set", f"data.path={path}")
+    assert f"data.path: {path} cannot be read" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["model.heads=3"], "width (16) must be a multiple of twice the heads (3)"),
+        (["model.prompt=''"], "prompt is empty"),
+        (["model.prompt='more than twelve bytes'"], "model.prompt: has 22 bytes, and nothing of the window of 12"),
+        (["model={name='mlp',hidden=[4]}"], "mlp classifies, and the examples have no labels; choose 'gpt'"),
+        (["model={name='linear'}"], "linear predicts numbers, and the examples are text; choose 'gpt'"),
+        (["data.whiten=true"], "whiten has no meaning for text"),
+        (["data.test_examples=10000000"], "more than the"),
+        (["data={name='digits',batch_size=8}"], "gpt models text, and the examples are none; set data.name = 'text'"),
+        (["data={name='digits',batch_size=8,path='x'}"], "path has no meaning for digits"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(tmp_path, changes, said):
+    settings = [word for change in changes for word in ("--set", change)]
+    assert said in fails("train", GPT, "--arm", "plain", "--out", tmp_path / "run", *SETTINGS, *settings)
+
+
+# The bigram model
+
+
+def test_the_bigram_model_is_the_table_of_counts():
+    """By hand, of "abab" and "baba" as windows of three predictions each, three symbols."""
+    windows = np.array([[0, 1, 0, 1], [1, 0, 1, 0]], np.uint8)
+    expected = np.log([[1 / 6, 4 / 6, 1 / 6], [4 / 6, 1 / 6, 1 / 6], [1 / 3, 1 / 3, 1 / 3]])
+    np.testing.assert_allclose(language.bigram_logits(windows, 3), expected, rtol=1e-6)
+
+
+def test_its_loss_is_the_cross_entropy_of_the_counts():
+    config = arm_config("bigram")
+    dataset = data.load(config.data)
+    task = tasks.build(config.model, dataset)
+    table = language.bigram_logits(dataset.train["tokens"], 256).astype(np.float64)
+    tokens = dataset.held_out["tokens"].astype(int)
+    expected = [-np.mean([table[a, b] for a, b in itertools.pairwise(row)]) for row in tokens]
+    np.testing.assert_allclose(task.evaluate({}, {}, dataset.held_out)["loss"], expected, rtol=1e-5)
+
+
+# The decoder
+
+
+def test_rotary_positions_by_complex_numbers():
+    """Each pair is a complex number, turned by its place times its frequency."""
+    x = np.random.default_rng(0).normal(size=(2, 5, 3, 8))
+    turned = np.asarray(gpt.rotated(jnp.asarray(x, jnp.float32)), np.float64)
+    pairs = x[..., :4] + 1j * x[..., 4:]
+    angles = np.arange(5)[:, None, None] * 10000.0 ** (-np.arange(4) / 4)
+    expected = pairs * np.exp(1j * angles)
+    np.testing.assert_allclose(turned[..., :4] + 1j * turned[..., 4:], expected, atol=1e-5)
+
+
+@functools.cache
+def network():
+    net = gpt.GPT(layers=3, width=16, heads=2, symbols=7, dtype=jnp.float32, gather=lambda params: params)
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, 7, (2, 9)))
+    return net, net.init(jax.random.key(0), tokens), tokens
+
+
+def test_what_comes_after_a_place_has_no_influence_on_it():
+    net, variables, tokens = network()
+    changed = tokens.at[:, 6:].set((tokens[:, 6:] + 1) % 7)
+    before, after = (net.apply(variables, each) for each in (tokens, changed))
+    np.testing.assert_allclose(before[:, :6], after[:, :6], atol=1e-6)
+    assert np.abs(before[:, 6:] - after[:, 6:]).max() > 1e-2
+
+
+def test_the_decoder_in_numpy():
+    """The same function, layer by layer in float64, with no library of networks."""
+    net, variables, tokens = network()
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), variables["params"])
+
+    def norm(x, scale):
+        return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * scale
+
+    def rotated(x):
+        angles = np.arange(9)[:, None, None] * 10000.0 ** (-np.arange(4) / 4)
+        pairs = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angles)
+        return np.concatenate([pairs.real, pairs.imag], -1)
+
+    def gelu(x):
+        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+    x = p["embed"]["embedding"][np.asarray(tokens)]
+    for layer in range(3):
+        own = jax.tree.map(lambda a, layer=layer: a[layer], p["blocks"])
+        y = norm(x, own["before_attention"]["scale"])
+        query, key, value = ((y @ own[name]["kernel"]).reshape(2, 9, 2, 8) for name in ("query", "key", "value"))
+        scores = np.einsum("bqhd,bkhd->bhqk", rotated(query), rotated(key)) / math.sqrt(8)
+        scores = np.where(np.tril(np.ones((9, 9), bool)), scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        x = x + np.einsum("bhqk,bkhd->bqhd", weights, value).reshape(2, 9, 16) @ own["out"]["kernel"]
+        y = norm(x, own["before_perceptron"]["scale"])
+        x = x + gelu(y @ own["up"]["kernel"]) @ own["down"]["kernel"]
+    expected = norm(x, p["norm"]["scale"]) @ p["head"]["kernel"]
+    np.testing.assert_allclose(net.apply(variables, tokens), expected, rtol=2e-4, atol=2e-4)
+
+
+def test_all_kernels_are_weight_normalized_by_their_axes():
+    config = arm_config("weight_norm")
+    dataset = data.load(config.data)
+    uses = training.weight_uses(tasks.build(config.model, dataset), dataset, config)
+    kernels = [*(f"blocks/{name}/kernel" for name in ("query", "key", "value", "out", "up", "down")), "head/kernel"]
+    assert {use.path: use.reduction for use in uses if use.reduction} == dict.fromkeys(kernels, (-2,))
+
+
+@pytest.mark.parametrize("arm", [pytest.param("plain", marks=pytest.mark.slow), "weight_norm"])
+def test_each_byte_of_a_sample_is_the_likeliest_at_a_low_temperature(arm):
+    """Written byte by byte here, by the logits of what is there so far."""
+    config = arm_config(arm, "model.temperature=1e-6", "model.prompt='def '")
+    dataset = data.load(config.data)
+    functions, member = training.functions(config, dataset), training.Member(jnp.int32(0), jnp.float32(0.1))
+    state = functions.start(member, dataset.train)
+    written = bytes(functions.sample(state, member))
+    assert len(written) == 12
+    task = tasks.build(config.model, dataset)
+    params = state.params if arm == "plain" else training.wn.reconstruct(state.params)
+    tokens = list(b"def ")
+    while len(tokens) < 12:
+        padded = np.zeros((1, 13), np.uint8)
+        padded[0, : len(tokens)] = tokens
+        logits, _ = task.predict(params, {}, {"tokens": jnp.asarray(padded)}, None)
+        tokens.append(int(logits[0, len(tokens) - 1].argmax()))
+    assert written == bytes(tokens)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("arm", [pytest.param("plain", marks=pytest.mark.slow), "weight_norm"])
+def test_on_a_mesh_the_losses_are_those_of_one_device(arm):
+    """Parameters shared out over two axes, gathered layer by layer."""
+    config = arm_config(arm)
+
+    def losses(shape):
+        own = Arm(config, Placement(data.load(config.data), mesh.build(mesh.Shape(*shape))))
+        own.prepare()
+        return [own.advance()["train_loss"] for _ in range(2)], own.evaluate()["loss"], own
+
+    expected, found = losses((1, 1, 1)), losses((2, 2, 2))
+    for a, b in zip(expected[:2], found[:2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5)
+    kernel = found[2].states[0].params["blocks"]["up"]["kernel"]
+    array = kernel if arm == "plain" else kernel.v
+    assert array.sharding.spec == jax.sharding.PartitionSpec(None, None, "fsdp", "model")
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_once(tmp_path_factory, "gpt", "compare", GPT, *SETTINGS)
+
+
+def test_a_run_writes_samples_and_shows_them(run):
+    out, output = run
+    samples = read_records(out / "samples.jsonl")
+    assert [(sample["arm"], sample["step"]) for sample in samples if sample["arm"] != "bigram"] == [
+        (sample["arm"], step) for step in (2, 4) for sample in samples if sample["step"] == step
+    ]
+    assert {sample["arm"] for sample in samples} == {"plain", "weight_norm"}
+    assert all(len(sample["texts"]) == 2 and sample["texts"][0][0] == "\n" for sample in samples)
+    page = (out / "report.html").read_text()
+    assert "Samples" in page
+    assert "bigram" in output
+
+
+@pytest.mark.slow
+def test_a_resumed_run_writes_the_samples_of_a_whole_one(run, tmp_path):
+    whole, out = run[0], tmp_path / "run"
+    assert invoke("compare", GPT, "--out", out, *SETTINGS).exit_code == 0
+    (out / "checkpoints" / "4").rename(tmp_path / "gone")
+    assert invoke("compare", GPT, "--out", out, *SETTINGS, "--resume").exit_code == 0
+
+    def sorted_(path):
+        return sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda r: (r["arm"], r["step"]))
+
+    assert sorted_(out / "samples.jsonl") == sorted_(whole / "samples.jsonl")
+
+
+def test_a_mapped_file_trains_as_one_in_memory(tmp_path):
+    """Batches are fed from the file, a step at a time."""
+    path = tmp_path / "text"
+    path.write_bytes(bytes(text.standard_library()[:20_000]))
+    config = arm_config("plain", f"data.path={path}", "train.seeds=1")
+    dataset = data.load(config.data)
+    losses = []
+    for fed in (None, False):
+        arm = Arm(config, Placement(dataset, mesh.build(mesh.Shape(1, 1, 1)), fed))
+        assert arm.placement.fed == (fed is None)
+        arm.prepare()
+        losses.append([arm.advance()["train_loss"] for _ in range(2)])
+    np.testing.assert_allclose(*losses, rtol=1e-6)
