@@ -186,7 +186,7 @@ def _execute(
     problem = None
     with (
         interruptible(lambda: f"interrupted; to go on: --out {path} --resume"),
-        RunFolder(path, experiment, resume, tensorboard) as folder,
+        RunFolder(path, experiment, resume, tensorboard, _digests(arms)) as folder,
     ):
         step, notes = run.begin(arms, folder)
         for note in notes:
@@ -204,6 +204,11 @@ def _execute(
             _report([path], path)
     if problem:
         raise problem
+
+
+def _digests(arms: dict[str, arm.Arm]) -> dict[str, str]:
+    found = {name: own.placement.dataset.digest for name, own in arms.items()}
+    return {name: digest for name, digest in found.items() if digest}
 
 
 def _train(experiment: Experiment, arms: dict[str, arm.Arm], folder: RunFolder, step: int) -> None:

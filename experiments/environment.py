@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
@@ -32,6 +33,21 @@ def environment() -> dict[str, Any]:
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def of_run(path: Path, data: dict[str, str]) -> dict[str, Any] | None:
+    """What `path` says of a run, with this environment: its own, or the last in a list of those that went on with it.
+
+    `data` has the digests of what it trains on. None, if those in the file are others.
+    """
+    now = environment() | ({"data": data} if data else {})
+    try:
+        first = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return now
+    if first.get("data", data) != data:
+        return None
+    return {**first, "resumed": [*first.get("resumed", []), now]}
 
 
 def _commit() -> str | None:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ import filelock
 import jax
 import tomli_w
 
-from experiments import files, processes, toml_file
+from experiments import environment, files, processes, toml_file
 from experiments.checkpoints import Checkpoints
 from experiments.config import Experiment
-from experiments.environment import environment
 from experiments.errors import ConfigError, RunError
 from experiments.tensorboard import EventFiles
 from experiments.tensorboard import require as require_tensorboard
@@ -41,12 +40,23 @@ _ELSEWHERE = "choose another folder with --out"
 
 
 class RunFolder:
-    """An open run folder: made new, or with `resume` one that holds the same experiment."""
+    """An open run folder: made new, or with `resume` one that holds the same experiment.
 
-    def __init__(self, path: Path, experiment: Experiment, resume: bool = False, tensorboard: bool = False):
+    `data` has for each arm the digest of what it trains on, where a run could go on with something else.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        experiment: Experiment,
+        resume: bool = False,
+        tensorboard: bool = False,
+        data: Mapping[str, str] | None = None,
+    ):
         if tensorboard:
             require_tensorboard()
         self.path = path
+        self._data = dict(data or {})
         self._experiment, self._tensorboard = experiment, tensorboard
         self._files: dict[str, FileIO] = {}
         self._events: EventFiles | None = None
@@ -58,8 +68,8 @@ class RunFolder:
                     self._set_up(stack, resume)
             with processes.together():
                 _check_is_shared(path)
-            everything = json.dumps([experiment.model_dump(mode="json"), resume, tensorboard])
-            processes.check_same(everything, "configs or options")
+            everything = json.dumps([experiment.model_dump(mode="json"), resume, tensorboard, self._data])
+            processes.check_same(everything, "configs, options or texts")
             self.checkpoints = Checkpoints(path / "checkpoints", experiment.train.keep_checkpoints)
             self._open = stack.pop_all()
 
@@ -67,7 +77,13 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         stack.enter_context(_lock(self.path))
         check(self.path, self._experiment, resume)  # again, now that nobody else can change it
-        files.write(self.path / _ENVIRONMENT, json.dumps(_environments(self.path), indent=2) + "\n")
+        known = environment.of_run(self.path / _ENVIRONMENT, self._data)
+        if known is None:
+            raise ConfigError(
+                f"{self.path}: holds a run on another text than data.path, or the standard library of this Python, has "
+                f"now; bring that one back, or {_ELSEWHERE}"
+            )
+        files.write(self.path / _ENVIRONMENT, json.dumps(known, indent=2) + "\n")
         files.write(self.path / _CONFIG, tomli_w.dumps(toml_file.to_dict(self._experiment)))  # its mesh may be another
 
     def begin(self, like: Any) -> tuple[int, Any, list[str]]:
@@ -221,14 +237,6 @@ def read_records(path: Path, strict: bool = True) -> list[Record]:
         if strict and not (isinstance(record.get("step"), int) and "arm" in record):
             raise ConfigError(f"{path}, line {number}: has no arm or no step; remove or mend the line")
     return [record for _, record in lines if isinstance(record.get("step"), int)]
-
-
-def _environments(path: Path) -> dict[str, Any]:
-    """The environment of the first process; those that went on with its run are in a list in it."""
-    with contextlib.suppress(OSError, ValueError):
-        first = json.loads((path / _ENVIRONMENT).read_text(encoding="utf-8"))
-        return {**first, "resumed": [*first.get("resumed", []), environment()]}
-    return environment()
 
 
 @contextlib.contextmanager

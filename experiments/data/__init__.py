@@ -36,7 +36,8 @@ class Dataset(NamedTuple):
 
     Those are "x" in float32, and "y", labels in int32 or targets in float32; or of text, "tokens" in uint8.
     `held_out_name` is "test" or "validation". Experiments share the arrays, which cannot be written. Where they are
-    `mapped`, they lie in a file that may be larger than memory. `at_a_time` examples are evaluated together.
+    `mapped`, they lie in a file that may be larger than memory. `at_a_time` examples are evaluated together. `digest`
+    tells one text from another; the files of other data sets are checked where they are read.
     """
 
     train: dict[str, np.ndarray]
@@ -45,6 +46,7 @@ class Dataset(NamedTuple):
     classes: int
     mapped: bool = False
     at_a_time: int = 500
+    digest: str = ""
 
     @property
     def examples(self) -> int:
@@ -142,6 +144,7 @@ def _windows(path: str | None, window: int, cuts: _Cuts) -> Dataset:
         *({"tokens": train}, {"tokens": held_out}, cuts.held_out_name, text.SYMBOLS),
         mapped=path is not None,
         at_a_time=max(1, _BYTES_AT_A_TIME // window),
+        digest=text.digest(train),
     )
 
 
