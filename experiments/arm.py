@@ -88,7 +88,7 @@ class Arm:
         """Means over the held-out examples."""
         sums = []
         for state in self.states:
-            parts = [self._evaluate(state, examples, mask) for examples, mask in self.placement.held_out]
+            parts = [self._evaluate(state, examples, mask) for examples, mask in self.placement.held_out()]
             sums.append(functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts))
         count = len(next(iter(self.placement.dataset.held_out.values())))
         return {name: _joined([own[name] for own in sums]) / count for name in sums[0]}

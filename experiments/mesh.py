@@ -47,7 +47,7 @@ BATCH = ("data", "fsdp")
 
 
 def shape(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None = None) -> Shape:
-    """The shape of the mesh for batches of this size, on these devices; by default those that there are.
+    """The shape of the mesh for batches of this size, on all of these devices; by default on those that there are.
 
     Raises:
         ConfigError: there are not so many, they do not divide the batch, or they leave a process without any.
@@ -62,12 +62,22 @@ def shape(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None = N
         start = "start more (on CPU: XLA_FLAGS=--xla_force_host_platform_device_count=8)"
         raise ConfigError(
             f"mesh: {found} = {count} devices are wanted, and "
-            + (f"JAX sees {available} here; lower them, or {start}" if devices is None else f"there are {available}")
+            + (
+                f"JAX sees {available} here; lower them, or {start}"
+                if devices is None
+                else f"there are {available} chips"
+            )
+            + ("" if devices is None else "; lower them, or take a larger topology")
         )
     if batch_size % found.batch:
         raise ConfigError(
             f"data.batch_size: {batch_size} examples cannot be shared out evenly among {found.batch} devices (mesh: "
             f"data {found.data} x fsdp {found.fsdp}); change it or [mesh]"
+        )
+    if devices is not None and count < available:
+        raise ConfigError(
+            f"mesh: {found} = {count} of the {available} chips would be used, and it must be all of them; change "
+            f"[mesh], data.batch_size ({batch_size}) or the topology"
         )
     if several and count < available:
         raise ConfigError(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 import wn_jax as wn
+from experiments.errors import ConfigError
 
 Name = Literal["plain", "weight_norm", "frozen_scale"]
 Axes = dict[str, tuple[int, ...]]
@@ -51,9 +52,14 @@ def rewrite(name: Name, params: Any, axes: Axes, from_data: Callable[[Any], Any]
         params: plain parameters.
         axes: the reduction axes of the weights, as `wn.infer_axes` gives them.
         from_data: sets the magnitudes and biases of a tree with `WeightNorm` nodes, or None.
+
+    Raises:
+        ConfigError: there is no weight.
     """
     if name == "plain":
         return params
+    if not axes:
+        raise ConfigError(f"model.weights: the network has no weights that {name!r} could write; leave it out")
     nodes = wn.reparameterize(params, axes)
     if from_data is not None:
         nodes = from_data(nodes)

@@ -8,6 +8,7 @@ file that is mapped into memory.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -121,18 +122,25 @@ class Placement(Layout):
         }
         return sharding.gathered(params, own, self.mesh)
 
+    def held_out(self) -> Iterable[tuple[Examples, jax.Array]]:
+        """The held-out examples in parts of one size, and for each a mask without what fills up the last.
+
+        They stay on the devices, unless there may be more of them than fit.
+        """
+        return self._parts_of_held_out() if self.dataset.mapped else self._kept
+
     @functools.cached_property
-    def held_out(self) -> list[tuple[Examples, jax.Array]]:
-        """The held-out examples in parts of one size, and for each a mask without what fills up the last."""
+    def _kept(self) -> list[tuple[Examples, jax.Array]]:
+        return list(self._parts_of_held_out())
+
+    def _parts_of_held_out(self) -> Iterator[tuple[Examples, jax.Array]]:
         count = len(next(iter(self.dataset.held_out.values())))
         size = min(self.dataset.at_a_time, count)
         size += -size % self._parts
-        parts = []
         for start in range(0, count, size):
             rows = np.arange(start, start + size)
             part = {name: array[np.minimum(rows, count - 1)] for name, array in self.dataset.held_out.items()}
-            parts.append(self.put((part, rows < count), self._batch(1, size)))
-        return parts
+            yield self.put((part, rows < count), self._batch(1, size))
 
     def _batch(self, ndim: int, size: int) -> PartitionSpec:
         """The spec of an array whose axis number `ndim`, the last of these, counts the examples of a batch."""

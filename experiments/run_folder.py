@@ -33,7 +33,7 @@ Record = dict[str, Any]
 _CONFIG, _ENVIRONMENT, MEASURED, SAMPLES = "config.toml", "environment.json", "conditioning.jsonl", "samples.jsonl"
 # Keys that change no number: data is checked by its content, wherever it lies.
 _MAY_DIFFER = (
-    *(".data.dir", ".train.on_nonfinite", ".train.keep_checkpoints"),
+    *(".data.dir", ".data.path", ".train.on_nonfinite", ".train.keep_checkpoints"),
     *(".mesh.data", ".mesh.fsdp", ".mesh.model"),
 )
 _ELSEWHERE = "choose another folder with --out"

@@ -18,6 +18,7 @@ import pydantic
 from experiments.config import ArmConfig, Experiment
 from experiments.errors import ConfigError
 from experiments.tables import Table, nearest, unknown
+from experiments.tasks import ModelConfig
 
 
 def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
@@ -126,14 +127,15 @@ def _check_arm(arm: str, arms: Iterable[str]) -> None:
 
 
 def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with what the override changes. A model of another name has none of the keys of the base's."""
+    """The base with what the override changes. A model of another name has those keys of the base's that all have."""
 
     def value(key: str, new: Any) -> Any:
         old = base.get(key)
         if not (isinstance(old, dict) and isinstance(new, dict)):
             return new
-        another = key == "model" and {"name"} <= old.keys() & new.keys() and old["name"] != new["name"]
-        return new if another else _merged(old, new)
+        if key == "model" and {"name"} <= old.keys() & new.keys() and old["name"] != new["name"]:
+            old = {name: item for name, item in old.items() if name in ModelConfig.model_fields}
+        return _merged(old, new)
 
     return {**base, **{key: value(key, new) for key, new in override.items()}}
 

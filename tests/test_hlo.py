@@ -79,6 +79,8 @@ ENTRY %main (args: (s32[], bf16[8,8], f32[3,8,4], bf16[3,8,4], f32[8], f32[2])) 
   %fetch = (f32[8]{0:T(128)S(1)}, f32[8]{0:T(128)}, u32[]{:S(2)}) copy-start(%v)
   %near = f32[8]{0:T(128)S(1)} copy-done(%fetch)
   %sum = (f32[8]{0:T(128)}, f32[4]{0:T(128)}) all-reduce(%v, %near), channel_id=1, to_apply=%add
+  %gathering = (f32[8]{0:T(128)}, f32[16]{0:T(128)}) all-gather-start(%v), channel_id=1, dimensions={0}
+  %gathered = f32[16]{0:T(128)} all-gather-done(%gathering)
   ROOT %first = f32[8]{0:T(128)} get-tuple-element(%sum), index=0
 }
 """
@@ -106,18 +108,34 @@ def test_the_trips_of_a_loop(module):
     assert module.trips(module.computations["main"]["loop"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "trips"),
+    [
+        ("compare(%trip, %limit), direction=LT", "compare(%trip, %limit), direction=LE", None),
+        ("%limit = s32[]{:T(128)} constant(3)", "%limit = f32[]{:T(128)} constant(1.5)", None),
+        ("compare(%trip, %limit), direction=LT", "fusion(%trip, %limit), kind=kLoop, calls=%less_than", None),
+        ("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"8"}}', 8),
+    ],
+)
+def test_the_trips_are_what_is_written_and_no_guess(before, after, trips):
+    module = hlo.parse(PROGRAM.replace(before, after))
+    assert module.trips(module.computations["main"]["loop"]) == trips
+    assert traffic.unknown_loops(module) == (trips is None)
+
+
 def test_bytes_to_and_from_memory_count_every_trip(module):
     """Of what a fusion slices, also where that is in a fusion inside of it, the slice; of what it updates, the update."""
     slice_, x, update = 8 * 4 * 4, 8 * 8 * 2, 8 * 4 * 2
     reduce_scatter, gather, add = 4 * (8 + 2), 4 * (2 + 8), 4 + 4
     trip = (slice_ + x) + update + reduce_scatter + 2 * gather + add
     entry = 32 + (32 + 32 + 16)  # the copy reads 8 floats; the all-reduce takes 8 of them here and 8 near, and gives 12
+    entry += 32 + 64  # the gather
     assert traffic.memory_bytes(module) == 3 * trip + entry
 
 
 def test_collectives_count_once_wherever_they_stand(module):
     assert traffic.collectives(module) == [
-        ("all-gather", 3, 3 * 32),
+        ("all-gather", 4, 3 * 32 + 64),
         ("all-reduce", 1, 32 + 16),
         ("reduce-scatter", 3, 3 * 8),
     ]

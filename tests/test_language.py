@@ -39,6 +39,7 @@ def arm_config(name, *changes):
         (["model.prompt='more than twelve bytes'"], "model.prompt: has 22 bytes, and nothing of the window of 12"),
         (["model={name='mlp',hidden=[4]}"], "mlp classifies, and the examples have no labels; choose 'gpt'"),
         (["model={name='linear'}"], "linear predicts numbers, and the examples are text; choose 'gpt'"),
+        (["arms.bigram.model.weights='weight_norm'"], "the network has no weights that 'weight_norm' could write"),
         (["data.whiten=true"], "whiten has no meaning for text"),
         (["data.test_examples=10000000"], "more than the"),
         (["data={name='digits',batch_size=8}"], "gpt models text, and the examples are none; set data.name = 'text'"),
@@ -46,8 +47,9 @@ def arm_config(name, *changes):
     ],
 )
 def test_what_does_not_fit_is_an_error(tmp_path, changes, said):
+    arm = "bigram" if "bigram" in changes[0] else "plain"
     settings = [word for change in changes for word in ("--set", change)]
-    assert said in fails("train", GPT, "--arm", "plain", "--out", tmp_path / "run", *SETTINGS, *settings)
+    assert said in fails("train", GPT, "--arm", arm, "--out", tmp_path / "run", *SETTINGS, *settings)
 
 
 # The bigram model
@@ -136,6 +138,15 @@ def test_all_kernels_are_weight_normalized_by_their_axes():
     uses = training.weight_uses(tasks.build(config.model, dataset), dataset, config)
     kernels = [*(f"blocks/{name}/kernel" for name in ("query", "key", "value", "out", "up", "down")), "head/kernel"]
     assert {use.path: use.reduction for use in uses if use.reduction} == dict.fromkeys(kernels, (-2,))
+
+
+def test_what_is_unlikely_is_drawn_as_often_as_it_should_be():
+    """Also of logits in bfloat16: one symbol with probability 0.9, and 255 that share the rest."""
+    logits = jnp.log(jnp.array([0.9] + [0.1 / 255] * 255)).astype(jnp.bfloat16)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    others = np.mean(np.asarray(jax.vmap(lambda key: language.drawn(key, logits, 1.0))(keys)) > 0)
+    expected = 1 - float(jax.nn.softmax(logits.astype(jnp.float32))[0])
+    assert abs(others - expected) < 5 * math.sqrt(expected / 20_000)
 
 
 @pytest.mark.parametrize("arm", [pytest.param("plain", marks=pytest.mark.slow), "weight_norm"])

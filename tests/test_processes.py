@@ -161,9 +161,7 @@ def test_processes_with_different_configs_do_not_train(config, tmp_path):
 
     for code, _, said in [ended(process) for process in [one(0, 0.1), one(1, 0.2)]]:
         assert code == 2
-        assert (
-            "the processes have different configs, options or texts; start the same command" in said
-        )
+        assert "the processes have different configs, options or texts; start the same command" in said
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -62,6 +62,17 @@ def with_its_own_rule(params, x):
     return jnp.sum(lax.scan(lambda x, kernel: (jnp.tanh(matmul(x, kernel)), None), x, params["kernel"])[0] ** 2)
 
 
+def used_thrice(params, x):
+    """In one trip, by an unrolled recurrence."""
+
+    def recurrent(x, kernel):
+        for _ in range(3):
+            x = jnp.tanh(x @ kernel)
+        return x, None
+
+    return jnp.sum(lax.scan(recurrent, x, params["kernel"])[0] ** 2)
+
+
 def in_a_branch(params, x):
     def either(x, kernel):
         return lax.cond(x[0, 0] > 0, lambda: x @ kernel, lambda: x @ (2 * kernel)), None
@@ -77,6 +88,7 @@ PROGRAMS = [
     scanned_twice,
     scan_of_scans,
     with_its_own_rule,
+    used_thrice,
     in_a_branch,
 ]
 
@@ -105,6 +117,22 @@ def test_the_stack_is_never_rebuilt_as_a_whole(program):
         for scale in ("auto", "weight")
     }
     assert temporary["weight"] > KERNELS.nbytes > 3 * temporary["auto"]
+
+
+def test_nor_in_the_gradient_with_remat():
+    params = wn.reparameterize({"kernel": KERNELS}, {"kernel": (-2,)})
+    gradient = {
+        scale: jax.jit(jax.grad(wn.wrap(rematerialized, scale=scale))).lower(params, X).compile()
+        for scale in ("auto", "weight")
+    }
+    auto, weight = (compiled.memory_analysis().temp_size_in_bytes for compiled in gradient.values())
+    assert weight - auto > 0.9 * KERNELS.nbytes
+
+
+def test_a_layer_is_rebuilt_once_a_trip_however_often_it_is_used():
+    """A barrier for the norm, and one for the layer."""
+    params = wn.reparameterize({"kernel": KERNELS}, {"kernel": (-2,)})
+    assert str(jax.make_jaxpr(wn.wrap(used_thrice))(params, X)).count(" optimization_barrier ") == 2
 
 
 def test_under_vmap_and_twice_differentiated():

@@ -1,5 +1,7 @@
 """Text as windows of bytes, from files that may be larger than memory, empty, or no files."""
 
+import os
+
 import pytest
 
 from experiments import data
@@ -63,9 +65,12 @@ def test_the_longest_window_that_the_message_allows(tmp_path):
     assert text.read(str(tmp_path / "text"), window=99)[1].shape == (1, 100)
 
 
-@pytest.mark.parametrize("kind", ["missing", "folder"])
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "no user"])
 def test_a_text_that_cannot_be_read(tmp_path, kind):
-    path = tmp_path if kind == "folder" else tmp_path / "no"
+    os.mkfifo(tmp_path / "pipe")
+    path = {"missing": tmp_path / "no", "folder": tmp_path, "pipe": tmp_path / "pipe", "no user": "~nobody-here/x"}[
+        kind
+    ]
     error = fails("compare", GPT, "--out", tmp_path / "run", "--set", f"data.path={path}")
     assert f"data.path: {path} cannot be read" in error
     assert not (tmp_path / "run").exists()

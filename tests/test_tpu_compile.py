@@ -58,6 +58,7 @@ def test_a_small_decoder_on_two_axes(figures):
         ("nonsense", "invalid"),
         ("v4:2x2x1", "one device per chip"),
         ("cpu:2x2", "such as v5e:2x2"),
+        ("", "no name"),
     ],
 )
 def test_a_topology_that_does_not_exist(name, said):
@@ -75,7 +76,20 @@ def test_a_batch_that_does_not_divide_over_the_mesh():
 @needs_libtpu
 def test_a_mesh_larger_than_the_topology():
     error = fails("tpu-compile", GPT, "--topology", "v5e:2x2", "--set", "mesh.fsdp=8")
-    assert "8 devices are wanted, and there are 4" in error
+    assert "8 devices are wanted, and there are 4 chips; lower them, or take a larger topology" in error
+
+
+@needs_libtpu
+@pytest.mark.parametrize("change", ["mesh.data=2", "data.batch_size=3"])
+def test_a_mesh_smaller_than_the_topology(change):
+    error = fails("tpu-compile", GPT, "--topology", "v5e:2x2", "--set", change)
+    assert "of the 4 chips would be used, and it must be all of them" in error
+
+
+@needs_libtpu
+def test_a_network_without_weights():
+    error = fails("tpu-compile", GPT, "--topology", "v5e:2x2", "--arm", "bigram")
+    assert "the network has no weights that 'weight_norm' could write" in error
 
 
 @needs_libtpu
@@ -84,22 +98,35 @@ def test_a_file_that_cannot_be_written_is_an_error_before_anything_is_compiled(t
     assert "it is a folder; choose another with --json" in error
 
 
-def test_a_model_that_does_not_fit_by_how_much(monkeypatch):
-    """The compiler's message of jax 0.10.2 and libtpu 0.0.42, for 64 x 512 tokens of a decoder of width 8,192."""
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.30G "
+            "of 15.75G hbm. Exceeded hbm capacity by 4.55G.\n\nTotal hbm usage >= 20.55G:\n    reserved        258.00M",
+            "it needs 20.30 GiB, and a chip has 15.75 GiB: 4.55 GiB too much",
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (37.91G) "
+            "exceeds available HBM (15.75G).",
+            "it needs 37.91 GiB, and a chip has 15.75 GiB: 22.16 GiB too much",
+        ),
+        ("RESOURCE_EXHAUSTED: in words that are new", "in words that are new"),
+    ],
+)
+def test_a_model_that_does_not_fit_by_how_much(monkeypatch, message, said):
+    """The compiler's messages of libtpu 0.0.42."""
 
     class Refused:
         def compile(self):
-            raise jax.errors.JaxRuntimeError(
-                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.30G of 15.75G hbm. Exceeded hbm "
-                "capacity by 4.55G.\n\nTotal hbm usage >= 20.55G:\n    reserved        258.00M"
-            )
+            raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(topology, "devices", lambda name: jax.devices()[:4])
     monkeypatch.setattr(compiled.Arm, "lower", lambda arm: Refused())
     error = fails("tpu-compile", GPT, *SMALLEST, code=1)
-    assert "plain: the step does not fit: it needs 20.30G of the 15.75G" in error
-    assert "4.55G too much" in error
-    assert "mesh.fsdp" in error
+    assert "plain: the step does not fit a chip's memory on the mesh data 4 x fsdp 1 x model 1" in error
+    assert said in error
+    assert "set mesh.fsdp or mesh.model higher" in error
 
 
 def without(monkeypatch, name):

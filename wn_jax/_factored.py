@@ -31,9 +31,18 @@ class Factored:
 
     def weight(self) -> jax.Array:
         """The array itself, rounded as it would have been on its way."""
-        weight = (self.v.astype(self.scale.dtype) * self.scale).astype(self.v.dtype).astype(self.dtype)
-        # XLA for TPU would fuse the product into the matmul that follows, and compute it again for each tile of that.
-        return jax.lax.optimization_barrier(weight) if self.rebuilt else weight
+        return self._rebuilt if self.rebuilt else self._product()
+
+    def _product(self) -> jax.Array:
+        return (self.v.astype(self.scale.dtype) * self.scale).astype(self.v.dtype).astype(self.dtype)
+
+    @functools.cached_property
+    def _rebuilt(self) -> jax.Array:
+        """Once for all of a trip's uses, and made before these.
+
+        XLA for TPU would fuse the product into the matmul that follows, and compute it again for each tile of that.
+        """
+        return jax.lax.optimization_barrier(self._product())
 
     def sliceable(self) -> Factored:
         """The same, with a scale for each slice along the leading dimension, even where they are all the same."""
@@ -184,7 +193,8 @@ def _concatenate(eqn: Equation, values: list[Any]) -> Factored | None:
         for value, n in zip(values, [v.shape[along] for v in vs], strict=True)
     ]
     scale = jnp.concatenate(scales, along)
-    return dataclasses.replace(parts[0], v=jnp.concatenate(vs, along), scale=scale)
+    rebuilt = any(part.rebuilt for part in parts)
+    return dataclasses.replace(parts[0], v=jnp.concatenate(vs, along), scale=scale, rebuilt=rebuilt)
 
 
 def _map(value: Factored, move: Callable[[jax.Array], jax.Array]) -> Factored:

@@ -34,8 +34,9 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
             Both but `"weight"` trace `fn` to a jaxpr in each call, as `jit` does: outside `jit`, a function that
             branches on values needs `scale="weight"`. What is not understood (a custom derivative rule, a
             `while_loop`, any operation but those that move numbers) gets the weight. In all cases the norm is
-            computed once, outside of loops, and the results are equal to rounding. A layer of a scanned stack is
-            rebuilt in its trip, so that the stack as a whole never is. As under `jit`, `fn` gets copies
+            computed once, outside of loops, and the results are equal to rounding. Under `jit`, `"auto"` rebuilds
+            each layer of a stack that a `scan` slices in its own trip: there is no copy of the whole stack, nor with
+            `remat` in the gradient. As under `jit`, `fn` gets copies
             of containers: what it writes into a dict that it was given is lost.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import stat
 import sysconfig
 from pathlib import Path
 
@@ -29,9 +30,11 @@ def read(path: str | None, window: int) -> tuple[np.ndarray, np.ndarray]:
     if path is None:
         text, what = standard_library(), "the standard library"
     else:
-        text, what = _mapped(Path(path).expanduser()), f"data.path: {path}"
+        text, what = _mapped(path), f"data.path: {path}"
     held_out = len(text) // 10
     parts = text[: len(text) - held_out], text[len(text) - held_out :]
+    if not len(text):
+        raise ConfigError(f"{what} is empty; {_REMEDY}")
     if held_out <= window:
         raise ConfigError(
             f"{what}: has {len(text):,} bytes, and its last tenth, which is held out, is shorter than a window of "
@@ -72,11 +75,13 @@ def standard_library() -> np.ndarray:
     return text
 
 
-def _mapped(path: Path) -> np.ndarray:
+def _mapped(path: str) -> np.ndarray:
     """The bytes of a file."""
     try:
-        if path.stat().st_size == 0:
-            raise ConfigError(f"data.path: {path} is empty; {_REMEDY}")
-        return np.memmap(path, np.uint8, mode="r")
-    except (OSError, ValueError) as error:  # NumPy says of a folder or a pipe what Python happens to say
+        file = Path(path).expanduser()
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is no regular file")
+        return np.memmap(file, np.uint8, mode="r") if status.st_size else np.zeros(0, np.uint8)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no such user
         raise ConfigError(f"data.path: {path} cannot be read: {error}; {_REMEDY}") from None

@@ -88,8 +88,7 @@ def build(config: Config, dataset: Dataset, gather: Gather) -> Task:
 
         def write(place: jax.Array, tokens: jax.Array) -> jax.Array:
             logits = network.apply({"params": params}, tokens[None])[0, place - 1]
-            chosen = jax.random.categorical(jax.random.fold_in(key, place), logits / config.temperature)
-            return tokens.at[place].set(chosen)
+            return tokens.at[place].set(drawn(jax.random.fold_in(key, place), logits, config.temperature))
 
         tokens = jnp.zeros(window, jnp.int32).at[: len(prompt)].set(prompt)
         return jax.lax.fori_loop(len(prompt), window, write, tokens).astype(jnp.uint8)
@@ -127,6 +126,11 @@ def bigram_logits(windows: np.ndarray, symbols: int) -> np.ndarray:
         counts += np.bincount((symbols * part[:, :-1] + part[:, 1:]).ravel(), minlength=symbols**2)
     pairs = counts.reshape(symbols, symbols)
     return np.log(pairs / pairs.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def drawn(key: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
+    """A symbol. In float32: noise in bfloat16 would hardly ever draw what is unlikely."""
+    return jax.random.categorical(key, logits.astype(jnp.float32) / temperature)
 
 
 def _prompt(config: GPTConfig, window: int) -> np.ndarray:

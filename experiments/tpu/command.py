@@ -17,14 +17,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from experiments import files, interrupt, toml_file
+from experiments import files, interrupt, mesh, toml_file
+from experiments.arm import Arm
 from experiments.config import ArmConfig
 from experiments.environment import environment
 from experiments.errors import ConfigError, RunError
 from experiments.options import ArmName, ConfigFile, Settings, one_arm
 from experiments.terminal import about_config, console, interruptible, user_errors
 from experiments.tpu import topology
-from experiments.tpu.compiled import Compiled, compile_step
+from experiments.tpu.compiled import Compiled, compile_step, lower, prepare
 from experiments.tpu.traffic import Collective
 
 ARMS = ("plain", "weight_norm")
@@ -41,17 +42,21 @@ def tpu_compile(
     interrupt.at_once()
     with user_errors(), interruptible(lambda: "interrupted"):
         jax.config.update("jax_platforms", "cpu")  # what JAX computes itself, it does here
+        jax.config.update("jax_enable_compilation_cache", False)  # whose hits would be taken for the time to compile
         experiment = one_arm(toml_file.load(config_file, set_ or ()), arm, config_file)
         (config,) = experiment.arms.values()
         if json_:
             _check_writable(json_)  # now, not after minutes
+        devices = topology.devices(topology_)
         with about_config(config_file):
-            devices = topology.devices(topology_)
-            found = {weights: _compiled(config, weights, devices) for weights in ARMS}
-        console.print(table(found, f"{experiment.name} on {topology_}, one step, each chip's part"))
-        console.print(_caption(), soft_wrap=True, highlight=False)
+            arms = {weights: prepare(_with_weights(config, weights), devices) for weights in ARMS}
+            found = _compile(arms)
+        shape = mesh.Shape(**arms["plain"].placement.mesh.shape)
+        console.print(table(found, f"{experiment.name} on {topology_}, {shape}: one step, each chip's part"))
+        console.print(_caption(found), soft_wrap=True, highlight=False)
         if json_:
-            _write(json_, {"topology": topology_, **{name: dataclasses.asdict(step) for name, step in found.items()}})
+            what = {"topology": topology_, "mesh": shape._asdict(), "config": config.model_dump(mode="json")}
+            _write(json_, what | {name: dataclasses.asdict(step) for name, step in found.items()})
 
 
 def table(found: dict[str, Compiled], title: str) -> Table:
@@ -71,30 +76,40 @@ def table(found: dict[str, Compiled], title: str) -> Table:
     return view
 
 
-def _compiled(config: ArmConfig, weights: str, devices: Any) -> Compiled:
-    """The step with its weights written so."""
-    model = config.model.model_copy(update={"weights": weights, "init": "framework"})  # no step depends on `init`
-    optimizer = config.optimizer.model_copy(
-        update={"keep_norms": config.optimizer.keep_norms and weights == "weight_norm"}
-    )
-    own = config.model_copy(update={"model": model, "optimizer": optimizer})
-    with console.status("") as status:
-        try:
-            return compile_step(own, devices, lambda stage: status.update(f"{stage} {weights}"))
-        except (ConfigError, RunError) as error:
-            raise type(error)(f"{weights}: {error}") from None
+def _with_weights(config: ArmConfig, weights: str) -> ArmConfig:
+    """The arm with its weights written so. How they began has no part in a step."""
+    model = config.model.model_copy(update={"weights": weights, "init": "framework"})
+    keeps_norms = config.optimizer.keep_norms and weights == "weight_norm"
+    optimizer = config.optimizer.model_copy(update={"keep_norms": keeps_norms})
+    return config.model_copy(update={"model": model, "optimizer": optimizer})
+
+
+def _compile(arms: dict[str, Arm]) -> dict[str, Compiled]:
+    found = {}
+    with console.status("tracing and lowering") as status:
+        seconds = lower(list(arms.values()))
+        for (weights, own), lowering in zip(arms.items(), seconds, strict=True):
+            status.update(f"compiling {weights}")
+            try:
+                found[weights] = compile_step(own, lowering)
+            except RunError as error:
+                raise RunError(f"{weights}: {error}") from None
+    return found
 
 
 def _sent(step: Compiled, kind: str) -> Collective:
     return next((own for own in step.collectives if own.kind == kind), Collective(kind, 0, 0))
 
 
-def _caption() -> str:
+def _caption(found: dict[str, Compiled]) -> str:
+    unknown = max(step.unknown_loops for step in found.values())
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "flax")}
     return (
         "FLOPs and bytes accessed as XLA counts them: the body of a loop once. Memory traffic, cycles and collectives: "
-        "every trip; traffic is of main memory alone, cycles are the sum of the compiler's estimates.\n"
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
+        "every trip"
+        + (f" (but for {unknown} loops, whose trips are not known)" if unknown else "")
+        + "; traffic is of main memory alone, cycles are the sum of the compiler's estimates. The batch is an "
+        "argument.\n" + ", ".join(f"{name} {version}" for name, version in versions.items())
     )
 
 
@@ -108,8 +123,9 @@ def _check_writable(path: Path) -> None:
 
 
 def _write(path: Path, figures: dict[str, Any]) -> None:
+    compiler = {"libtpu": importlib.metadata.version("libtpu")}
     with _file_errors(path):
-        files.write(path, json.dumps({"environment": environment(), **figures}, indent=2) + "\n")
+        files.write(path, json.dumps({"environment": environment() | compiler, **figures}, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,9 +19,11 @@ from experiments.placement import Placement
 from experiments.tpu import hlo, traffic
 from experiments.tpu.traffic import Collective
 
-_OUT_OF_MEMORY = re.compile(
-    r"Used (?P<used>\S+) of (?P<limit>\S+) (?P<space>\w+)\. Exceeded \w+ capacity by (?P<by>\S+?)\.?\s"
+_OUT_OF_MEMORY = (  # what the compiler says where it has placed every array, and where it cannot begin to
+    re.compile(r"Used (?P<used>[\d.]+)G of (?P<limit>[\d.]+)G hbm"),
+    re.compile(r"\((?P<used>[\d.]+)G\) exceeds available HBM \((?P<limit>[\d.]+)G\)"),
 )
+_ROUNDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,39 +43,55 @@ class Compiled:
     peak_memory: int
     arguments: int
     collectives: tuple[Collective, ...]
+    unknown_loops: int
     lowering_seconds: float
     compile_seconds: float
 
 
-def compile_step(
-    config: ArmConfig, devices: Sequence[Any], on_stage: Callable[[str], None] = lambda _: None
-) -> Compiled:
-    """Compile one step of one seed for the mesh that the config asks for.
+def prepare(config: ArmConfig, devices: Sequence[Any]) -> Arm:
+    """An arm whose step is for one seed, and for the mesh that the config asks for of these devices.
 
-    Arguments:
-        config: the arm.
-        devices: those of a topology.
-        on_stage: hears what is done next.
+    Each batch is an argument of the step, as it is where several processes train together.
 
     Raises:
         ConfigError: the batch or the network cannot be shared out among the devices, or the data cannot be read.
-        RunError: the step needs more memory than a chip has.
     """
     config = config.model_copy(update={"train": config.train.model_copy(update={"seeds": 1, "steps_per_call": 1})})
     shape = mesh.shape(config.mesh, config.data.batch_size, devices)
-    arm = Arm(config, Placement(data.load(config.data), mesh.build(shape, devices)))
-    on_stage("tracing")
-    arm.lower()  # fills JAX's caches, so that whichever step is the first does not pay for both
-    start = time.perf_counter()
-    lowered = arm.lower()
-    lowered_at = time.perf_counter()
-    on_stage("compiling")
+    return Arm(config, Placement(data.load(config.data), mesh.build(shape, devices), fed=True))
+
+
+def lower(arms: Sequence[Arm], on_round: Callable[[], None] = lambda: None) -> list[float]:
+    """The seconds that tracing and lowering takes for each: the median over rounds in which they take turns.
+
+    A first round is not counted: it fills JAX's caches, for whichever comes first.
+    """
+    seconds = []
+    for _ in range(1 + _ROUNDS):
+        on_round()
+        seconds.append([_seconds(arm.lower) for arm in arms])
+    return [statistics.median(own) for own in zip(*seconds[1:], strict=True)]
+
+
+def compile_step(arm: Arm, lowering_seconds: float) -> Compiled:
+    """Compile the step of a prepared arm, to whose figures `lower` gives the seconds.
+
+    Raises:
+        RunError: the step needs more memory than a chip has.
+    """
+    lowered, start = arm.lower(), time.perf_counter()
+    shape = mesh.Shape(**arm.placement.mesh.shape)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        raise _explained(error, config, shape) from None
-    seconds = lowered_at - start, time.perf_counter() - lowered_at
-    return _figures(arm, compiled, *seconds)
+        raise _explained(error, shape) from None
+    return _figures(arm, compiled, lowering_seconds, time.perf_counter() - start)
+
+
+def _seconds(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
 def _figures(arm: Arm, compiled: Any, lowering: float, compiling: float) -> Compiled:
@@ -86,18 +105,23 @@ def _figures(arm: Arm, compiled: Any, lowering: float, compiling: float) -> Comp
         peak_memory=memory.peak_memory_in_bytes,
         arguments=memory.argument_size_in_bytes,
         collectives=tuple(traffic.collectives(module)),
+        unknown_loops=traffic.unknown_loops(module),
         lowering_seconds=lowering,
         compile_seconds=compiling,
     )
 
 
-def _explained(error: Exception, config: ArmConfig, shape: mesh.Shape) -> RunError:
+def _explained(error: Exception, shape: mesh.Shape) -> RunError:
     """What the compiler's error means for the config."""
-    found = _OUT_OF_MEMORY.search(f"{error} ")
-    if found is None:
+    if "RESOURCE_EXHAUSTED" not in str(error):
         return RunError(f"the TPU compiler refuses this step: {error}")
+    found = next(filter(None, (pattern.search(str(error)) for pattern in _OUT_OF_MEMORY)), None)
+    if found:
+        used, limit = float(found["used"]), float(found["limit"])
+        what = f"it needs {used:.2f} GiB, and a chip has {limit:.2f} GiB: {used - limit:.2f} GiB too much"
+    else:
+        what = str(error).splitlines()[0]
     return RunError(
-        f"the step does not fit: it needs {found['used']} of the {found['limit']} of memory "
-        f"({found['space']}) that a chip has, {found['by']} too much, on the mesh {shape}; set mesh.fsdp or mesh.model "
-        "higher, or data.batch_size lower, or take a larger topology"
+        f"the step does not fit a chip's memory on the mesh {shape}: {what}; set mesh.fsdp or mesh.model higher, or "
+        "data.batch_size lower, or take a larger topology"
     )

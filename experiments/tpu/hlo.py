@@ -79,17 +79,20 @@ class Module:
     def trips(self, loop: Instruction) -> int | None:
         """How often a `while` runs, as the compiler notes it or by the constant that its counter stops at; else None.
 
-        JAX's scans and `fori_loop`s count from 0 in steps of 1, and XLA keeps it so.
+        JAX's scans and `fori_loop`s count whole numbers from 0 in steps of 1, and XLA keeps it so.
         """
         noted = _TRIPS.search(loop.attributes)
         if noted:
             return int(noted["trips"])
         condition = self.computations[loop.called["condition"]]
-        (root,) = (line for line in condition.values() if line.root)
-        constants = [condition[name] for name in root.operands if condition[name].kind == "constant"]
-        if root.kind != "compare" or "direction=LT" not in root.attributes or len(constants) != 1:
+        root = next(line for line in condition.values() if line.root)
+        operands = [condition[name] for name in root.operands if name in condition]
+        if root.kind != "compare" or "direction=LT" not in root.attributes:
             return None
-        return int(constants[0].operands[0])
+        if [operand.kind for operand in operands] != ["get-tuple-element", "constant"]:
+            return None
+        limit = operands[1].operands[0]
+        return int(limit) if limit.isdecimal() and operands[0].results[0].dtype in ("s32", "s64") else None
 
 
 def parse(text: str) -> Module:

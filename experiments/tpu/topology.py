@@ -31,6 +31,8 @@ def devices(name: str) -> list[Any]:
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     try:
+        if not name:
+            raise ValueError("it has no name")
         found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
         jax.make_mesh((len(found),), ("all",), devices=found)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError, AssertionError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.tpu.hlo import Array, Computation, Instruction, Module
 
@@ -60,20 +60,19 @@ def _executed(
 def collectives(module: Module) -> list[Collective]:
     """What a step sends between chips, by kind, and what each chip has of it then.
 
-    On TPU, a collective that runs beside other operations stands in several fusions, under one number; and one whose
-    result each chip keeps a part of is an all-reduce inside a fusion of that name.
+    On TPU, a collective that runs beside other operations stands in several fusions, under one number. An all-reduce of
+    whose result each chip keeps a part is a reduce-scatter.
     """
-    count, size, seen = collections.Counter[str](), collections.Counter[str](), set[str]()
+    count, size, seen = collections.Counter[str](), collections.Counter[str](), set[Any]()
     for lines, line, times in executed(module, fusions=True):
         kind = line.kind.removesuffix("-start")
-        number = _CHANNEL.search(line.attributes)
-        if kind not in COLLECTIVES or (number and number[0] in seen):
+        if kind not in COLLECTIVES:
+            continue
+        number, results = _CHANNEL.search(line.attributes), _given(line)
+        if number and (stage := (number[0], kind, results)) in seen:
             continue
         if number:
-            seen.add(number[0])
-        # The start of an asynchronous one gives its operands, too, and all but the all-reduce's come first.
-        both = line.kind.endswith("-start") and kind != "all-reduce"
-        results = line.results[len(line.operands) : 2 * len(line.operands)] if both else line.results
+            seen.add(stage)
         root = next(own for own in lines.values() if own.root)
         if kind == "all-reduce" and root.kind == "dynamic-slice" and root.operands[0] == line.name:
             kind, results = "reduce-scatter", root.results
@@ -82,9 +81,21 @@ def collectives(module: Module) -> list[Collective]:
     return [Collective(kind, count[kind], size[kind]) for kind in COLLECTIVES if count[kind]]
 
 
+def _given(line: Instruction) -> tuple[Array, ...]:
+    """What a collective gives. The start of an asynchronous one names its operands first, but for an all-reduce's."""
+    both = line.kind.endswith("-start") and line.kind != "all-reduce-start"
+    return line.results[len(line.operands) : 2 * len(line.operands)] if both else line.results
+
+
 def memory_bytes(module: Module) -> int:
     """The bytes that a step reads from and writes to the chip's main memory. What stays nearer to its units is free."""
     return sum(times * _moved(module, lines, line) for lines, line, times in executed(module))
+
+
+def unknown_loops(module: Module) -> int:
+    """How many loops count once, as their trips are not known."""
+    loops = (line for lines in module.computations.values() for line in lines.values() if line.kind == "while")
+    return sum(module.trips(loop) is None for loop in loops)
 
 
 def cycles(module: Module) -> int:
@@ -96,7 +107,7 @@ def cycles(module: Module) -> int:
 def _moved(module: Module, lines: Computation, line: Instruction) -> int:
     operands = [lines[name].results for name in line.operands if name in lines]
     flat = [array for results in operands for array in results]
-    if line.kind in _NAMES or line.kind.endswith("-done"):
+    if line.kind in _NAMES or line.kind.endswith(("-done", "-update")):
         return 0
     if line.kind == "custom-call" and any(f'"{name}"' in line.attributes for name in _NAMING_CALLS):
         return 0
@@ -111,7 +122,8 @@ def _moved(module: Module, lines: Computation, line: Instruction) -> int:
         return _far(flat[1:2]) + (flat[1].bytes if line.results[0].space == 0 else 0)
     if line.kind == "fusion":
         return _read(module, line, operands) + _written(module, line)
-    return _far(flat) + _far(line.results)
+    results = _given(line) if line.kind.removesuffix("-start") in COLLECTIVES else line.results
+    return _far(flat) + _far(results)
 
 
 def _far(arrays: Iterable[Array]) -> int:
