@@ -124,8 +124,11 @@ def functions(
     at_once = [use for use in uses if use.path.partition("/")[0] not in task.stacks]
     axes = {use.path: use.reduction for use in uses if use.reduction is not None}
 
-    def gathering(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda params, *rest: function(layout.gather(params, at_once), *rest)
+    def wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+        def gathering(params: Any, *rest: Any) -> Any:
+            return function(layout.gather(params, at_once), *rest)
+
+        return wn.wrap(gathering, scale=config.model.scale)
 
     def optimizer(member: Member) -> optax.GradientTransformation:
         return optimizers.build(config.optimizer, member.learning_rate, train.steps, steps_per_epoch)
@@ -157,7 +160,7 @@ def functions(
 
     def step(state: State, member: Member, batch: Examples) -> tuple[State, jax.Array]:
         key = jax.random.fold_in(_key(member, "step"), state.step)
-        gradient = jax.value_and_grad(wn.wrap(gathering(task.loss)), has_aux=True)
+        gradient = jax.value_and_grad(wrapped(task.loss), has_aux=True)
         (loss, model_state), grads = gradient(state.params, state.model_state, batch, key)
         updates, opt_state = optimizer(member).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -180,13 +183,13 @@ def functions(
         return state.average if train.ema else state.params
 
     def evaluate(state: State, examples: Examples, mask: jax.Array) -> dict[str, jax.Array]:
-        figures = wn.wrap(gathering(task.evaluate))(evaluated(state), state.model_state, layout.share(examples))
+        figures = wrapped(task.evaluate)(evaluated(state), state.model_state, layout.share(examples))
         return {name: jnp.sum(jnp.where(mask, values, 0)) for name, values in figures.items()}
 
     def sample(state: State, member: Member) -> jax.Array:
         assert task.sample is not None
         key = jax.random.fold_in(_key(member, "sample"), state.step)
-        return wn.wrap(gathering(task.sample))(evaluated(state), state.model_state, key)
+        return wrapped(task.sample)(evaluated(state), state.model_state, key)
 
     def statistics(state: State, member: Member) -> dict[str, dict[str, jax.Array]]:
         factor = optimizers.schedule(config.optimizer, train.steps, steps_per_epoch)(state.step - 1)

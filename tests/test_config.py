@@ -47,7 +47,10 @@ BAD = {
         "data.name: unknown data set 'digit' (did you mean 'digits'?); data sets: digits, mnist, cifar10",
     ),
     "unknown model": ("[model]\nname = 'mpl'", "'mpl' is not allowed (did you mean 'mlp'?); allowed: mlp, conv, "),
-    "a key of another model": ("[model]\nname = 'conv_pool'", "model.hidden: unknown key; allowed: weights, init, "),
+    "a key of another model": (
+        "[model]\nname = 'conv_pool'",
+        "model.hidden: unknown key; allowed: weights, scale, init, ",
+    ),
     "a layer without units": ("[model]\nhidden = [8, 0]", "model.hidden.1: Input should be greater than 0; got 0"),
     "unknown schedule": (
         "[optimizer]\nschedule = 'cosin'",
@@ -106,7 +109,7 @@ BAD = {
     "no clipping by 0": ("[optimizer]\nclip_norm = 0", "optimizer.clip_norm: Input should be greater than 0; got 0"),
     "unknown key of an arm": (
         "[arms.wn]\nmodel.wieghts = 'plain'",
-        "arms.wn.model.wieghts: unknown key (did you mean 'weights'?); allowed: weights, init, ",
+        "arms.wn.model.wieghts: unknown key (did you mean 'weights'?); allowed: weights, scale, init, ",
     ),
     "no such choice in an arm": (
         "[arms.wn]\nmodel.norm = 'bach'",

@@ -246,3 +246,10 @@ def test_a_mapped_file_trains_as_one_in_memory(tmp_path):
         arm.prepare()
         losses.append([arm.advance()["train_loss"] for _ in range(2)])
     np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_an_arm_of_another_network_has_what_all_networks_have():
+    """The config of an arm with another `model.name`: of the base's keys, those that the other network knows too."""
+    arms = toml_file.load(GPT, [*SMALL, "model.dtype='bfloat16'"]).arms
+    assert arms["plain"].model.dtype == arms["bigram"].model.dtype == "bfloat16"
+    assert not hasattr(arms["bigram"].model, "layers")

@@ -59,13 +59,15 @@ class Task:
 class ModelConfig(Table):
     """The part of a network's config that holds for every network.
 
-    `weights` is how its weights are written (see `parametrizations`). `init` is the framework's own, or goes on from
+    `weights` is how its weights are written (see `parametrizations`), and `scale` where `wn.wrap` puts the scale of
+    those that are weight-normalized. `init` is the framework's own, or goes on from
     there and sets magnitudes and biases from the first `init_examples` of the training data (default: a batch).
     `dtype` is that of the computation; parameters and losses are float32. `init_spread` scales the weights badly, to
     see what that does: each vector, at the start, by a random factor whose logarithm has this standard deviation.
     """
 
     weights: Name = "plain"
+    scale: Literal["auto", "weight", "output"] = "auto"
     init: Literal["framework", "data"] = "framework"
     init_examples: Count | None = None
     init_spread: NonNegativeFloat = 0.0

@@ -52,8 +52,10 @@ def tpu_compile(
             arms = {weights: prepare(_with_weights(config, weights), devices) for weights in ARMS}
             found = _compile(arms)
         shape = mesh.Shape(**arms["plain"].placement.mesh.shape)
-        console.print(table(found, f"{experiment.name} on {topology_}, {shape}: one step, each chip's part"))
-        console.print(_caption(found), soft_wrap=True, highlight=False)
+        console.print(table(found, f"{experiment.name} on {topology_}"))
+        console.print(
+            f"One step, each chip's part, on the mesh {shape}. {_caption(found)}", soft_wrap=True, highlight=False
+        )
         if json_:
             what = {"topology": topology_, "mesh": shape._asdict(), "config": config.model_dump(mode="json")}
             _write(json_, what | {name: dataclasses.asdict(step) for name, step in found.items()})
