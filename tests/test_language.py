@@ -36,7 +36,10 @@ def arm_config(name, *changes):
     [
         (["model.heads=3"], "width (16) must be a multiple of twice the heads (3)"),
         (["model.prompt=''"], "prompt is empty"),
-        (["model.prompt='more than twelve bytes'"], "model.prompt: has 22 bytes, and nothing of the window of 12"),
+        (
+            ["model.prompt='more than twelve bytes'"],
+            "model.prompt: its bytes (22) leave nothing of the window (12) to write",
+        ),
         (["model={name='mlp',hidden=[4]}"], "mlp classifies, and the examples have no labels; choose 'gpt'"),
         (["model={name='linear'}"], "linear predicts numbers, and the examples are text; choose 'gpt'"),
         (["arms.bigram.model.weights='weight_norm'"], "the network has no weights that 'weight_norm' could write"),

@@ -65,6 +65,28 @@ def test_the_longest_window_that_the_message_allows(tmp_path):
     assert text.read(str(tmp_path / "text"), window=99)[1].shape == (1, 100)
 
 
+def test_text_is_not_fetched(tmp_path):
+    assert "text is not fetched" in fails("fetch", "text", "--to", tmp_path)
+
+
+@pytest.mark.parametrize("place", [0, 5_000, 19_999])
+def test_a_text_is_told_from_one_that_differs_by_a_byte(tmp_path, monkeypatch, place):
+    """Where it is hashed as a whole; of a larger one, that is so for many places."""
+    path = tmp_path / "text"
+    content = bytearray(bytes(text.standard_library()[:20_000]))
+    path.write_bytes(content)
+    before = text.digest(str(path))
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert text.digest(str(path)) != before
+    monkeypatch.setattr(text, "_HASHED_WHOLE", 10_000)
+    monkeypatch.setattr(text, "_BLOCK", 100)
+    large = text.digest(str(path))
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert text.digest(str(path)) != large
+
+
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "no user"])
 def test_a_text_that_cannot_be_read(tmp_path, kind):
     os.mkfifo(tmp_path / "pipe")

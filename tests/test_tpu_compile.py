@@ -55,10 +55,11 @@ def test_a_small_decoder_on_two_axes(figures):
     ("name", "said"),
     [
         ("v5e:3x5", "not divisible"),
-        ("nonsense", "invalid"),
+        ("nonsense", "KIND:NxN"),
         ("v4:2x2x1", "one device per chip"),
         ("cpu:2x2", "such as v5e:2x2"),
-        ("", "no name"),
+        ("v5e:0x2", "KIND:NxN"),
+        ("", "KIND:NxN"),
     ],
 )
 def test_a_topology_that_does_not_exist(name, said):
@@ -89,7 +90,7 @@ def test_a_mesh_smaller_than_the_topology(change):
 @needs_libtpu
 def test_a_network_without_weights():
     error = fails("tpu-compile", GPT, "--topology", "v5e:2x2", "--arm", "bigram")
-    assert "the network has no weights that 'weight_norm' could write" in error
+    assert "the network of this arm has no weights to normalize; choose another one with --arm" in error
 
 
 @needs_libtpu

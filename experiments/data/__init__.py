@@ -144,7 +144,7 @@ def _windows(path: str | None, window: int, cuts: _Cuts) -> Dataset:
         *({"tokens": train}, {"tokens": held_out}, cuts.held_out_name, text.SYMBOLS),
         mapped=path is not None,
         at_a_time=max(1, _BYTES_AT_A_TIME // window),
-        digest=text.digest(train),
+        digest=text.digest(path),
     )
 
 

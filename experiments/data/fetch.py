@@ -15,7 +15,7 @@ import requests
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from experiments.data import SOURCES, files
+from experiments.data import SOURCES, files, text
 from experiments.data.source import Download, Source
 from experiments.errors import ConfigError
 from experiments.tables import unknown
@@ -36,6 +36,10 @@ def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = pr
         ConfigError: there is no such data set, no mirror serves a whole file, or the folder cannot be written.
     """
     if name not in SOURCES:
+        if name == text.NAME:
+            raise ConfigError(
+                "text is not fetched: it is the source of Python's standard library, or what data.path names"
+            )
         raise ConfigError(unknown("data set", name, SOURCES))
     source = SOURCES[name]
     if not source.downloads:

@@ -15,7 +15,8 @@ from experiments.errors import ConfigError
 NAME = "text"
 SYMBOLS = 256
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
-_REMEDY = "set data.path to a text file of your own"
+_REMEDY = "set data.path to a file of text, where it is now, or leave it out for Python's standard library"
+_HASHED_WHOLE, _BLOCK = 2**28, 2**16  # bytes
 
 
 def read(path: str | None, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,10 +28,7 @@ def read(path: str | None, window: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ConfigError: the file cannot be read, is empty, or has a part that is shorter than a window.
     """
-    if path is None:
-        text, what = standard_library(), "the standard library"
-    else:
-        text, what = _mapped(path), f"data.path: {path}"
+    text, what = _whole(path), "the standard library" if path is None else f"data.path: {path}"
     held_out = len(text) // 10
     parts = text[: len(text) - held_out], text[len(text) - held_out :]
     if not len(text):
@@ -45,12 +43,20 @@ def read(path: str | None, window: int) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.lib.stride_tricks.sliding_window_view(part, window + 1)[::window] for part in parts)  # type: ignore[return-value]
 
 
-def digest(windows: np.ndarray) -> str:
-    """A short text that tells these windows from others: of their number, and of a thousand of them."""
-    found = hashlib.blake2b(repr(windows.shape).encode(), digest_size=16)
-    for row in np.unique(np.linspace(0, len(windows) - 1, 1000).astype(int)):
-        found.update(windows[row].tobytes())
+def digest(path: str | None) -> str:
+    """A short text that tells this text from others: of its size, and of its bytes; of a large one's, of 65 million."""
+    text = _whole(path)
+    found = hashlib.blake2b(str(len(text)).encode(), digest_size=16)
+    if len(text) <= _HASHED_WHOLE:
+        found.update(text.tobytes())
+    else:
+        for start in np.linspace(0, len(text) - _BLOCK, 1000).astype(int):
+            found.update(text[start : start + _BLOCK].tobytes())
     return found.hexdigest()
+
+
+def _whole(path: str | None) -> np.ndarray:
+    return standard_library() if path is None else _mapped(path)
 
 
 @functools.cache
@@ -69,9 +75,11 @@ def standard_library() -> np.ndarray:
     try:
         text = np.frombuffer(b"\n".join(found[name].read_bytes() for name in names), np.uint8)
     except OSError as error:
-        raise ConfigError(f"the source of the standard library cannot be read: {error}; {_REMEDY}") from None
+        raise ConfigError(
+            f"the source of the standard library cannot be read: {error}; set data.path to a file of text"
+        ) from None
     if not names:
-        raise ConfigError(f"{folder}: holds no source of the standard library; {_REMEDY}")
+        raise ConfigError(f"{folder}: holds no source of the standard library; set data.path to a file of text")
     return text
 
 
@@ -84,4 +92,4 @@ def _mapped(path: str) -> np.ndarray:
             raise OSError("it is no regular file")
         return np.memmap(file, np.uint8, mode="r") if status.st_size else np.zeros(0, np.uint8)
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no such user
-        raise ConfigError(f"data.path: {path} cannot be read: {error}; {_REMEDY}") from None
+        raise ConfigError(f"data.path: {path} cannot be read: {str(error).rstrip('.')}; {_REMEDY}") from None

@@ -130,15 +130,16 @@ def bigram_logits(windows: np.ndarray, symbols: int) -> np.ndarray:
 
 def drawn(key: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
     """A symbol. In float32: noise in bfloat16 would hardly ever draw what is unlikely."""
-    return jax.random.categorical(key, logits.astype(jnp.float32) / temperature)
+    logits = logits.astype(jnp.float32)
+    return jax.random.categorical(key, (logits - logits.max()) / temperature)  # at most 0, also where that is huge
 
 
 def _prompt(config: GPTConfig, window: int) -> np.ndarray:
     prompt = np.frombuffer(config.prompt.encode(), np.uint8)
     if len(prompt) >= window:
         raise ConfigError(
-            f"model.prompt: has {len(prompt)} bytes, and nothing of the window of {window} would be left to write; "
-            "shorten it, or set data.window higher"
+            f"model.prompt: its bytes ({len(prompt)}) leave nothing of the window ({window}) to write; shorten it, or "
+            "set data.window higher"
         )
     return prompt
 

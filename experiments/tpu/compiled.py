@@ -14,7 +14,7 @@ import jax
 from experiments import data, mesh
 from experiments.arm import Arm
 from experiments.config import ArmConfig
-from experiments.errors import RunError
+from experiments.errors import ConfigError, RunError
 from experiments.placement import Placement
 from experiments.tpu import hlo, traffic
 from experiments.tpu.traffic import Collective
@@ -58,7 +58,10 @@ def prepare(config: ArmConfig, devices: Sequence[Any]) -> Arm:
     """
     config = config.model_copy(update={"train": config.train.model_copy(update={"seeds": 1, "steps_per_call": 1})})
     shape = mesh.shape(config.mesh, config.data.batch_size, devices)
-    return Arm(config, Placement(data.load(config.data), mesh.build(shape, devices), fed=True))
+    arm = Arm(config, Placement(data.load(config.data), mesh.build(shape, devices), fed=True))
+    if all(use.reduction is None for use in arm.functions.uses):
+        raise ConfigError("the network of this arm has no weights to normalize; choose another one with --arm")
+    return arm
 
 
 def lower(arms: Sequence[Arm], on_round: Callable[[], None] = lambda: None) -> list[float]:

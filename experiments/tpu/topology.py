@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from typing import Any
 
 import jax
@@ -31,8 +32,8 @@ def devices(name: str) -> list[Any]:
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     try:
-        if not name:
-            raise ValueError("it has no name")
+        if not re.fullmatch(r"\w+:[1-9]\d*(x[1-9]\d*)+", name):
+            raise ValueError("it must be a kind and numbers of chips, KIND:NxN")
         found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
         jax.make_mesh((len(found),), ("all",), devices=found)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError, AssertionError) as error:
