@@ -47,10 +47,7 @@ BAD = {
         "data.name: unknown data set 'digit' (did you mean 'digits'?); data sets: digits, mnist, cifar10",
     ),
     "unknown model": ("[model]\nname = 'mpl'", "'mpl' is not allowed (did you mean 'mlp'?); allowed: mlp, conv, "),
-    "a key of another model": (
-        "[model]\nname = 'conv_pool'",
-        "model.hidden: unknown key; allowed: weights, scale, init, ",
-    ),
+    "a key of another model": ("[model]\nname = 'conv_pool'", "model.hidden: unknown key; allowed: weights, scale, "),
     "a layer without units": ("[model]\nhidden = [8, 0]", "model.hidden.1: Input should be greater than 0; got 0"),
     "unknown schedule": (
         "[optimizer]\nschedule = 'cosin'",

@@ -163,17 +163,18 @@ def test_each_byte_of_a_sample_is_the_likeliest_at_a_low_temperature(arm):
     assert len(written) == 12
     task = tasks.build(config.model, dataset)
     params = state.params if arm == "plain" else training.wn.reconstruct(state.params)
-    tokens = list(b"def ")
+    predict, tokens = jax.jit(task.predict), list(b"def ")
     while len(tokens) < 12:
         padded = np.zeros((1, 13), np.uint8)
         padded[0, : len(tokens)] = tokens
-        logits, _ = task.predict(params, {}, {"tokens": jnp.asarray(padded)}, None)
+        logits, _ = predict(params, {}, {"tokens": jnp.asarray(padded)}, None)
         tokens.append(int(logits[0, len(tokens) - 1].argmax()))
     assert written == bytes(tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
-@pytest.mark.parametrize("arm", [pytest.param("plain", marks=pytest.mark.slow), "weight_norm"])
+@pytest.mark.parametrize("arm", ["plain", "weight_norm"])
 def test_on_a_mesh_the_losses_are_those_of_one_device(arm):
     """Parameters shared out over two axes, gathered layer by layer."""
     config = arm_config(arm)
@@ -236,6 +237,7 @@ def test_a_run_does_not_go_on_with_another_text(tmp_path):
     assert "holds a run on another text than data.path" in fails(*command, "--resume")
 
 
+@pytest.mark.slow
 def test_a_mapped_file_trains_as_one_in_memory(tmp_path):
     """Batches are fed from the file, a step at a time."""
     path = tmp_path / "text"

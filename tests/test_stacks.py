@@ -93,8 +93,10 @@ PROGRAMS = [
 ]
 
 
-@pytest.mark.parametrize("axes", [(-2,), (-3, -2)], ids=["a norm a layer", "a norm of all layers"])
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    ("program", "axes"),
+    [*((program, (-2,)) for program in PROGRAMS), (rematerialized, (-3, -2)), (scan_of_scans, (-3, -2))],
+)  # the last two have a norm of all layers together
 def test_values_and_derivatives_are_those_of_the_weight(program, axes):
     params = wn.reparameterize({"kernel": KERNELS}, {"kernel": axes})
     params["kernel"] = wn.WeightNorm(1.5 * params["kernel"].g, params["kernel"].v, params["kernel"].axes)

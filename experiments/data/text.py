@@ -16,7 +16,7 @@ NAME = "text"
 SYMBOLS = 256
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
 _REMEDY = "set data.path to a file of text, where it is now, or leave it out for Python's standard library"
-_HASHED_WHOLE, _BLOCK = 2**28, 2**16  # bytes
+_HASHED_WHOLE, _BLOCK = 2**28, 2**12  # bytes
 
 
 def read(path: str | None, window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def read(path: str | None, window: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def digest(path: str | None) -> str:
-    """A short text that tells this text from others: of its size, and of its bytes; of a large one's, of 65 million."""
+    """A short text that tells this text from others: of its size, and of its bytes; of a large one's, of four million."""
     text = _whole(path)
     found = hashlib.blake2b(str(len(text)).encode(), digest_size=16)
     if len(text) <= _HASHED_WHOLE:
