@@ -21,7 +21,9 @@ needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, re
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory):
     path = tmp_path_factory.mktemp("tpu") / "figures.json"
-    result = invoke("tpu-compile", GPT, *SMALLEST, "--set", "mesh={fsdp=2,model=2}", "--json", path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "_ROUNDS", 1)
+        result = invoke("tpu-compile", GPT, *SMALLEST, "--set", "mesh={fsdp=2,model=2}", "--json", path)
     assert result.exit_code == 0, result.output
     return json.loads(path.read_text()), result.output
 
