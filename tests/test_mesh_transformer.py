@@ -212,6 +212,7 @@ def test_names_in_the_model_say_where_g_and_v_are(name):
     assert parts(wn.shardings(meta.unbox(nodes), plain)) == parts(by_hand(mesh))
 
 
+@pytest.mark.slow
 def test_a_few_steps_on_a_mixed_mesh():
     trainer = Trainer("mixed")
     np.testing.assert_allclose(trainer.losses(0, 5), expected()[:5], rtol=1e-5)

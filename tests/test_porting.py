@@ -5,6 +5,7 @@ import pytest
 from tests.documents import run
 
 
+@pytest.mark.slow
 def test_the_guide_runs(capsys):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

@@ -209,6 +209,7 @@ def test_other_input_that_cannot_be_used(tmp_path):
     assert "the loss is nan at step 2; lower" in fails(*last, code=1)
 
 
+@pytest.mark.slow
 def test_ctrl_c_names_the_folder(tmp_path):
     command = [sys.executable, "-m", "experiments", "vocoder", CONFIG, *settings("tuning.steps=100000")]
     out = tmp_path / "run"
