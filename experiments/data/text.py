@@ -44,7 +44,7 @@ def read(path: str | None, window: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def digest(path: str | None) -> str:
-    """A short text that tells this text from others: of its size and its bytes; of a large one's, of a hundred places."""
+    """A short text that tells this text from others: of its size and bytes; of a large one's, of a hundred places."""
     text = _whole(path)
     found = hashlib.blake2b(str(len(text)).encode(), digest_size=16)
     if len(text) <= _HASHED_WHOLE:
