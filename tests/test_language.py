@@ -152,17 +152,16 @@ def test_what_is_unlikely_is_drawn_as_often_as_it_should_be():
     assert abs(others - expected) < 5 * math.sqrt(expected / 20_000)
 
 
-@pytest.mark.parametrize("arm", [pytest.param("plain", marks=pytest.mark.slow), "weight_norm"])
-def test_each_byte_of_a_sample_is_the_likeliest_at_a_low_temperature(arm):
+def test_each_byte_of_a_sample_is_the_likeliest_at_a_low_temperature():
     """Written byte by byte here, by the logits of what is there so far."""
-    config = arm_config(arm, "model.temperature=1e-6", "model.prompt='def '")
+    config = arm_config("weight_norm", "model.temperature=1e-6", "model.prompt='def '")
     dataset = data.load(config.data)
     functions, member = training.functions(config, dataset), training.Member(jnp.int32(0), jnp.float32(0.1))
     state = functions.start(member, dataset.train)
     written = bytes(functions.sample(state, member))
     assert len(written) == 12
     task = tasks.build(config.model, dataset)
-    params = state.params if arm == "plain" else training.wn.reconstruct(state.params)
+    params = training.wn.reconstruct(state.params)
     predict, tokens = jax.jit(task.predict), list(b"def ")
     while len(tokens) < 12:
         padded = np.zeros((1, 13), np.uint8)
@@ -174,10 +173,9 @@ def test_each_byte_of_a_sample_is_the_likeliest_at_a_low_temperature(arm):
 
 @pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
-@pytest.mark.parametrize("arm", ["plain", "weight_norm"])
-def test_on_a_mesh_the_losses_are_those_of_one_device(arm):
+def test_on_a_mesh_the_losses_are_those_of_one_device():
     """Parameters shared out over two axes, gathered layer by layer."""
-    config = arm_config(arm)
+    config = arm_config("weight_norm")
 
     def losses(shape):
         own = Arm(config, Placement(data.load(config.data), mesh.build(mesh.Shape(*shape))))
@@ -188,8 +186,7 @@ def test_on_a_mesh_the_losses_are_those_of_one_device(arm):
     for a, b in zip(expected[:2], found[:2], strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5)
     kernel = found[2].states[0].params["blocks"]["up"]["kernel"]
-    array = kernel if arm == "plain" else kernel.v
-    assert array.sharding.spec == jax.sharding.PartitionSpec(None, None, "fsdp", "model")
+    assert kernel.v.sharding.spec == jax.sharding.PartitionSpec(None, None, "fsdp", "model")
 
 
 # Runs

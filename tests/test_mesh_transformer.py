@@ -213,13 +213,6 @@ def test_names_in_the_model_say_where_g_and_v_are(name):
 
 
 @pytest.mark.slow
-def test_a_few_steps_on_a_mixed_mesh():
-    trainer = Trainer("mixed")
-    np.testing.assert_allclose(trainer.losses(0, 5), expected()[:5], rtol=1e-5)
-    assert_placed(trainer.state, trainer.shardings)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_training_on_a_mesh(name):
     """The losses of one device, every array where it was, and nothing sent for weight norm but sums of features."""
