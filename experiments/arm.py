@@ -44,7 +44,6 @@ class Arm:
 
     def abstract(self) -> list[State]:
         """The shapes of the states, and where they lie; nothing is computed."""
-
         return [jax.tree.map(placed, self._shapes, self._shardings)] * (len(self.members) // self._group_size)
 
     def lower(self) -> jax.stages.Lowered:
