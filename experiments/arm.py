@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,21 @@ _INIT = (0, None, 0)  # of the arguments of `Functions.init`, the axes of member
 
 Figures = dict[str, np.ndarray]
 """By name, a number for each member."""
+
+
+class Advance(NamedTuple):
+    """What happened up to a record.
+
+    Attributes:
+        figures: `train_loss`, the mean over the steps, and the same of its terms.
+        nonfinite_step: of each member, as in its state.
+        at_fault: what was not finite at that step, where it is one of these: terms of the loss, else "loss"; nothing
+            where it was the update.
+    """
+
+    figures: Figures
+    nonfinite_step: np.ndarray
+    at_fault: list[tuple[str, ...]]
 
 
 class Arm:
@@ -64,45 +79,80 @@ class Arm:
                 self.states = [self._init(member, self.placement.train, self._first(member)) for member in self._groups]
             compiled.result()
 
-    def advance(self) -> Figures:
-        """Train all members up to the next record.
-
-        Returns:
-            `train_loss`, the mean over the steps, and `nonfinite_step`.
-        """
-        losses = []
+    def advance(self) -> Advance:
+        """Train all members up to the next record."""
+        before, taken = int(self.states[0].step[0]), []
         for group, member in enumerate(self._groups):
-            own = []
+            parts = []
             for rows in self._orders(member, self.states[group].step[0]):
-                self.states[group], loss = self._advance(self.states[group], member, self.placement.train, rows)
-                own.append(loss)
-            losses.append(own)
-        means = [np.concatenate(own, axis=1, dtype=np.float64).mean(axis=1) for own in losses]
-        return {
-            "train_loss": _joined(means),
-            "nonfinite_step": _joined([state.nonfinite_step for state in self.states]),
-        }
+                self.states[group], figures = self._advance(self.states[group], member, self.placement.train, rows)
+                parts.append(figures)
+            taken.append(jax.tree.map(lambda *values: np.concatenate(values, axis=1, dtype=np.float64), *parts))
+        steps = jax.tree.map(lambda *values: _joined(values), *taken)
+        nonfinite = _joined([state.nonfinite_step for state in self.states])
+        at_fault = [_at_fault(steps, member, step - before - 1) for member, step in enumerate(nonfinite)]
+        return Advance({f"train_{name}": values.mean(axis=1) for name, values in steps.items()}, nonfinite, at_fault)
 
     def evaluate(self) -> Figures:
         """Means over the held-out examples."""
         sums = []
-        for state in self.states:
-            parts = [self._evaluate(state, examples, mask) for examples, mask in self.placement.held_out()]
+        for state, member in self._each():
+            parts = [
+                self._evaluate(state, member, examples, mask, jnp.int32(part))
+                for part, (examples, mask) in enumerate(self.placement.held_out())
+            ]
             sums.append(functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts))
-        count = len(next(iter(self.placement.dataset.held_out.values())))
-        return {name: _joined([own[name] for own in sums]) / count for name in sums[0]}
+        return {name: _joined([own[name] for own in sums]) / self._held_out_examples for name in sums[0]}
+
+    def log_likelihood(self, check: Callable[[], None]) -> Figures:
+        """The mean over the held-out examples of an estimate from below, by importance sampling; nothing of a task
+        that has none. `check` is called again and again meanwhile.
+
+        Source: Burda et al. 2016, arXiv 1509.00519.
+        """
+        draws = self.functions.task.draws
+        if self.functions.task.log_weight is None:
+            return {}
+        sums = []
+        for state, member in self._each():
+            total = jnp.zeros(len(member.seed))
+            for part, (examples, mask) in enumerate(self.placement.held_out()):
+                mean = jnp.full((len(member.seed), len(mask)), -jnp.inf)
+                for draw in range(draws):
+                    check()
+                    mean = self._add_weight(mean, state, member, examples, jnp.int32(part), jnp.int32(draw))
+                total += jnp.where(mask, mean - np.log(draws), 0).sum(axis=-1)
+            sums.append(total)
+        return {"log_likelihood": _joined(sums) / self._held_out_examples}
 
     def samples(self) -> list[str]:
         """The text that each member writes; none where the network writes none."""
-        if self.functions.sample is None:
+        if self.functions.task.sample is None:
             return []
-        written = [self._sample(state, member) for state, member in zip(self.states, self._groups, strict=True)]
+        written = [self._sample(state, member) for state, member in self._each()]
         return [bytes(text).decode(errors="replace") for text in _joined(written)]
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """By name, images (members, rows, columns, height, width, channels) that the network makes, if it makes any."""
+        if self.functions.task.pictures is None:
+            return {}
+        rows = np.arange(self.functions.task.pictured) % self._held_out_examples
+        examples = self.placement.put({name: x[rows] for name, x in self.placement.dataset.held_out.items()})
+        made = [self._pictures(state, member, examples) for state, member in self._each()]
+        return jax.tree.map(lambda *images: _joined(images), *made)
 
     def statistics(self) -> dict[str, Figures]:
         """Of the weights' vectors: see `training.Functions`."""
-        each = [self._statistics(state, member) for state, member in zip(self.states, self._groups, strict=True)]
+        each = [self._statistics(state, member) for state, member in self._each()]
         return jax.tree.map(lambda *values: _joined(values), *each)
+
+    def _each(self) -> Iterable[tuple[State, training.Member]]:
+        """The groups."""
+        return zip(self.states, self._groups, strict=True)
+
+    @property
+    def _held_out_examples(self) -> int:
+        return len(next(iter(self.placement.dataset.held_out.values())))
 
     def _orders(self, member: training.Member, first_step: jax.Array) -> Iterator[Batch]:
         """The batches of the steps up to the next record, in parts of as many as make one call."""
@@ -179,12 +229,22 @@ class Arm:
 
     @functools.cached_property
     def _evaluate(self) -> Callable[..., dict[str, jax.Array]]:
-        return self._jit(self.functions.evaluate, (0, None, None))
+        return self._jit(self.functions.evaluate, (0, 0, None, None, None))
 
     @functools.cached_property
     def _sample(self) -> Callable[..., jax.Array]:
-        assert self.functions.sample is not None
         return self._jit(self.functions.sample, (0, 0))
+
+    @functools.cached_property
+    def _pictures(self) -> Callable[..., dict[str, jax.Array]]:
+        return self._jit(self.functions.pictures, (0, 0, None))
+
+    @functools.cached_property
+    def _add_weight(self) -> Callable[..., jax.Array]:
+        def added(total: jax.Array, *rest: Any) -> jax.Array:
+            return jnp.logaddexp(total, self.functions.log_weight(*rest))
+
+        return self._jit(added, (0, 0, 0, None, None, None))
 
     @functools.cached_property
     def _statistics(self) -> Callable[..., Any]:
@@ -213,3 +273,11 @@ def build(experiment: Experiment) -> dict[str, Arm]:
 
 def _joined(values: Any) -> np.ndarray:
     return np.concatenate([np.asarray(value) for value in values])
+
+
+def _at_fault(steps: dict[str, np.ndarray], member: int, step: int) -> tuple[str, ...]:
+    """Which of these, each (members, steps), is not finite at a step. "loss" has terms, and is named without them."""
+    if not 0 <= step < steps["loss"].shape[1]:
+        return ()
+    found = [name for name, values in steps.items() if not np.isfinite(values[member, step])]
+    return tuple(name for name in found if name != "loss" or found == ["loss"])

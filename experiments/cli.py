@@ -221,7 +221,7 @@ def _train(experiment: Experiment, arms: dict[str, arm.Arm], folder: RunFolder, 
             interrupt.check()
             progress.update(task, description=f"compiling {name}")
 
-        for event in run.execute(experiment, arms, folder, step, on_compile):
+        for event in run.execute(experiment, arms, folder, step, on_compile, interrupt.check):
             rate = f"{event.examples_per_second:,.0f} examples/s"
             progress.update(task, advance=1, description=f"{event.arm}: loss {event.train_loss:.4f}, {rate}")
             interrupt.check()

@@ -22,6 +22,9 @@ class DataConfig(Table):
     `train_examples` and `test_examples` are used, where given. The last `validation` training examples are left out
     of training and stand in for the test set, to choose hyperparameters on; `whiten` is ZCA, fitted on all the others.
 
+    `binarize` makes pixels from 0 to 1 black or white, at random with the grey value as probability: "fixed" once and for
+    all, "dynamic" only those that are held out, so that training draws its own anew each time.
+
     Of `text`, an example is a `window` of bytes, and `path` the file (default: the source of Python's standard
     library).
     """
@@ -32,6 +35,7 @@ class DataConfig(Table):
     path: str | None = None
     window: Count = 256
     whiten: bool = False
+    binarize: Literal["none", "fixed", "dynamic"] = "none"
     train_examples: Count | None = None
     test_examples: Count | None = None
     validation: CountOrZero = 0
@@ -44,10 +48,14 @@ class DataConfig(Table):
 
     @pydantic.model_validator(mode="after")
     def _keys_have_a_meaning(self) -> DataConfig:
-        others = ("dir", "whiten") if self.name == "text" else ("path", "window")
+        others = ("dir", "whiten", "binarize") if self.name == "text" else ("path", "window")
         for key in others:
             if key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} has no meaning for {self.name}; leave it out")
+        if self.whiten and self.binarize != "none":
+            raise ValueError(
+                "whiten makes other numbers than 0 to 1 of pixels, and binarize needs these; leave one out"
+            )
         return self
 
     @pydantic.field_validator("name")

@@ -89,7 +89,8 @@ def _bare(own: arm.Arm) -> Callable[[], None]:
     def step(state: Any, examples: Any, rows: jax.Array, key: jax.Array) -> Any:
         params, model_state, opt_state = state
         batch = {name: array[rows] for name, array in examples.items()}
-        (_, model_state), grads = jax.value_and_grad(wn.wrap(task.loss), has_aux=True)(params, model_state, batch, key)
+        gradient = jax.value_and_grad(wn.wrap(task.loss), has_aux=True)
+        (_, (model_state, _)), grads = gradient(params, model_state, batch, key)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), model_state, opt_state
 

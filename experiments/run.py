@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.arm import Arm, Figures
+from experiments.arm import Advance, Arm
 from experiments.config import Experiment, TrainConfig
 from experiments.errors import RunError
 from experiments.run_folder import Record, RunFolder
@@ -45,7 +45,12 @@ def begin(arms: dict[str, Arm], folder: RunFolder) -> tuple[int, list[str]]:
 
 
 def execute(
-    experiment: Experiment, arms: dict[str, Arm], folder: RunFolder, step: int, on_compile: Callable[[str], None]
+    experiment: Experiment,
+    arms: dict[str, Arm],
+    folder: RunFolder,
+    step: int,
+    on_compile: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> Iterator[Progress]:
     """Train all arms side by side from `step` to the end.
 
@@ -55,6 +60,7 @@ def execute(
         folder: gets records and checkpoints.
         step: where `begin` says the arms are.
         on_compile: hears of each arm before it is compiled.
+        check: is called again and again where something else than training takes long; it may raise.
 
     Raises:
         RunError: a loss that is not finite stops the run, or something cannot be written.
@@ -68,33 +74,41 @@ def execute(
                 on_compile(name)
                 arms[name].prepare()
                 waiting.remove(name)
-            yield advance(name, arms[name], train, folder, step)
+            yield advance(name, arms[name], train, folder, step, check)
         if step % train.save_period == 0 or step == train.steps:
             folder.save(step, {name: arm.snapshot() for name, arm in arms.items()})
 
 
-def advance(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, step: int) -> Progress:
-    """Train an arm up to the next record, and write it."""
+def advance(
+    name: str, arm: Arm, train: TrainConfig, folder: RunFolder, step: int, check: Callable[[], None] = lambda: None
+) -> Progress:
+    """Train an arm up to the next record, and write it. What takes long calls `check` again and again."""
     start = time.perf_counter()
-    figures = arm.advance()
+    advanced = arm.advance()
     seconds = (time.perf_counter() - start) / train.record_every
-    evaluated: Figures = {}
-    statistics: dict[str, Figures] = {}
+    figures: dict[str, Any] = dict(advanced.figures)
     if step % train.evaluation_period == 0 or step == train.steps:
-        held_out = arm.placement.dataset.held_out_name
-        evaluated = {f"{held_out}_{key}": value for key, value in arm.evaluate().items()}
-        statistics = arm.statistics()
+        figures |= _evaluated(arm, last=step == train.steps, check=check)
         for sample in _samples(name, arm, step):
             folder.write_sample(sample)
-    for record in _records(name, arm, step, {**figures, **evaluated, **statistics}):
+        for rate, images in _pictures(arm):
+            folder.write_pictures(name, rate, step, images)
+    for record in _records(name, arm, step, figures, advanced):
         folder.write(record)
     folder.write_time({"arm": name, "step": step, "seconds_per_step": seconds})
-    _check_finite(name, arm, train, folder, figures["nonfinite_step"])
+    _check_finite(name, arm, train, folder, advanced)
     examples = len(arm.members) * arm.config.data.batch_size
     return Progress(name, step, float(np.mean(figures["train_loss"])), examples / seconds)
 
 
-def _records(name: str, arm: Arm, step: int, figures: dict[str, Any]) -> Iterator[Record]:
+def _evaluated(arm: Arm, last: bool, check: Callable[[], None]) -> dict[str, Any]:
+    """Figures of the held-out examples, and statistics of the weights."""
+    found = {**arm.evaluate(), **(arm.log_likelihood(check) if last else {})}
+    held_out = arm.placement.dataset.held_out_name
+    return {**{f"{held_out}_{key}": value for key, value in found.items()}, **arm.statistics()}
+
+
+def _records(name: str, arm: Arm, step: int, figures: dict[str, Any], advanced: Advance) -> Iterator[Record]:
     """A record for each learning rate: every figure becomes a list with a number for each seed."""
     rates, seeds = arm.config.optimizer.learning_rate, arm.config.train.seeds
     for i, rate in enumerate(rates):
@@ -104,9 +118,14 @@ def _records(name: str, arm: Arm, step: int, figures: dict[str, Any]) -> Iterato
                 return {key: own(item) for key, item in value.items()}
             return [float(f"{number:.9g}") for number in value[start : start + seeds]]  # as many as a float32 has
 
-        steps = figures["nonfinite_step"][i * seeds : (i + 1) * seeds]
-        marks = {} if (steps == NOT_YET).all() else {"nonfinite_step": [_or_none(int(step)) for step in steps]}
-        rest = {key: own(value) for key, value in figures.items() if key != "nonfinite_step"}
+        own_members = slice(i * seeds, (i + 1) * seeds)
+        steps, at_fault = advanced.nonfinite_step[own_members], advanced.at_fault[own_members]
+        marks: Record = {}
+        if (steps != NOT_YET).any():
+            marks["nonfinite_step"] = [_or_none(int(step)) for step in steps]
+        if any(at_fault):
+            marks["at_fault"] = {str(seed): _words(terms) for seed, terms in enumerate(at_fault) if terms}
+        rest = {key: own(value) for key, value in figures.items()}
         yield {"arm": name, "learning_rate": rate, "step": step, **rest, **marks}
 
 
@@ -118,24 +137,39 @@ def _samples(name: str, arm: Arm, step: int) -> Iterator[Record]:
         yield {"arm": name, "learning_rate": rate, "step": step, "texts": texts[start : start + seeds]}
 
 
+def _pictures(arm: Arm) -> Iterator[tuple[float, dict[str, np.ndarray]]]:
+    """For each learning rate, what the network of the first seed makes."""
+    images = arm.pictures()
+    for start in range(0, len(arm.members) if images else 0, arm.config.train.seeds):
+        yield arm.members[start][0], {kind: all_of[start] for kind, all_of in images.items()}
+
+
+def _words(terms: tuple[str, ...]) -> str:
+    return " and ".join(terms)
+
+
 def _or_none(step: int) -> int | None:
     return None if step == NOT_YET else step
 
 
-def _check_finite(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, steps: np.ndarray) -> None:
+def _check_finite(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, advanced: Advance) -> None:
     """Stops the run at a loss that is not finite, where that is the rule."""
+    steps = advanced.nonfinite_step
     stops = train.on_nonfinite == "stop" or (train.on_nonfinite == "auto" and len(arm.members) == 1)
     if not stops or (steps == NOT_YET).all():
         return
     member = int(np.argmax(steps != NOT_YET))
     rate, seed = arm.members[member]
+    which = f"arm {name!r} (learning rate {rate:g}, seed {seed})"
     try:
         saved = folder.checkpoints.last()
         good = f"the last good checkpoint: {saved}" if saved else "no checkpoint was made before"
     except RunError as error:
         good = f"no checkpoint could be written: {error}"
-    which = f"arm {name!r} (learning rate {rate:g}, seed {seed})"
+    terms = _words(advanced.at_fault[member])
+    known = terms not in ("", "loss")
     raise RunError(
-        f"the loss of {which}, or its update, was not finite at step {steps[member]}; {good}. Begin anew with a lower "
+        f"the {terms if known else 'loss'} of {which}{'' if known else ', or its update,'} was not finite at step "
+        f"{steps[member]}; {good}. Begin anew with a lower "
         "learning rate or optimizer.clip_norm, or go on with --resume --set train.on_nonfinite=mark for the other arms"
     )

@@ -2,9 +2,9 @@
 
 It holds `config.toml` (the resolved config; it runs again), `environment.json`, `metrics.jsonl` (what was learned, the
 same in each run of a config on a machine), `times.jsonl` (how long it took) and `checkpoints/`; where networks write
-text, also `samples.jsonl`, and where curvature was measured, `conditioning.jsonl`. A line is written whole; what came
-after the newest checkpoint is cut off when a run goes on, and computed again. Of several processes of one run, the
-first writes; checkpoints are written by all.
+text, also `samples.jsonl`, where they make images, `pictures/`, and where curvature was measured, `conditioning.jsonl`.
+A line is written whole; what came after the newest checkpoint is cut off when a run goes on, and computed again. Of
+several processes of one run, the first writes; checkpoints are written by all.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from typing import Any
 
 import filelock
 import jax
+import numpy as np
 import tomli_w
 
-from experiments import environment, files, processes, toml_file
+from experiments import differences, environment, files, pictures, processes, toml_file
 from experiments.checkpoints import Checkpoints
 from experiments.config import Experiment
 from experiments.errors import ConfigError, RunError
@@ -31,11 +32,6 @@ from experiments.tensorboard import require as require_tensorboard
 
 Record = dict[str, Any]
 _CONFIG, _ENVIRONMENT, MEASURED, SAMPLES = "config.toml", "environment.json", "conditioning.jsonl", "samples.jsonl"
-# Keys that change no number: data is checked by its content, wherever it lies.
-_MAY_DIFFER = (
-    *(".data.dir", ".data.path", ".train.on_nonfinite", ".train.keep_checkpoints"),
-    *(".mesh.data", ".mesh.fsdp", ".mesh.model"),
-)
 _ELSEWHERE = "choose another folder with --out"
 
 
@@ -111,6 +107,7 @@ class RunFolder:
                     self._begin(name)
                 else:
                     (self.path / name).unlink(missing_ok=True)
+            pictures.cut(self.path, step)
         if self._tensorboard:
             events = EventFiles(self.path / "tensorboard", step + 1, self._experiment.train.first_seed)
             self._events = self._open.enter_context(contextlib.closing(events))
@@ -128,6 +125,12 @@ class RunFolder:
             with self._full_disk():
                 self._begin(SAMPLES)
         self._append(SAMPLES, record)
+
+    def write_pictures(self, arm: str, rate: float, step: int, images: dict[str, np.ndarray]) -> None:
+        """Write images that a network made: see `pictures`."""
+        if processes.first():
+            with self._full_disk():
+                pictures.write(self.path, arm, rate, step, images)
 
     def write_time(self, record: Record) -> None:
         """Append a record of how long it took."""
@@ -210,10 +213,10 @@ def check(path: Path, experiment: Experiment, resume: bool) -> None:
             raise ConfigError(f"{path}: already exists, is not empty and holds no run; {_ELSEWHERE}")
     elif not resume:
         raise ConfigError(f"{path}: holds a run already; go on with it by --resume, or {_ELSEWHERE}")
-    elif differences := _differences(_comparable(stored), _comparable(experiment)):
+    elif differing := differences.between(stored, experiment):
         raise ConfigError(
             f"{path}: holds a run of another config, so it cannot go on with this one; "
-            f"{'; '.join(differences)}. Change it back, or {_ELSEWHERE}"
+            f"{'; '.join(differing)}. Change it back, or {_ELSEWHERE}"
         )
 
 
@@ -268,27 +271,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _comparable(experiment: Experiment) -> dict[str, Any]:
-    """Every key of an experiment that its numbers depend on, by its dotted name."""
-    flat: dict[str, Any] = {}
-
-    def walk(value: Any, name: str) -> None:
-        if isinstance(value, dict) and value:
-            for key, item in value.items():
-                walk(item, f"{name}.{key}" if name else key)
-        elif not name.endswith(_MAY_DIFFER):
-            flat[name] = value
-
-    walk(experiment.model_dump(mode="json"), "")
-    return flat
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    keys = dict.fromkeys([*there, *here])
-    return [
-        f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"
-        for key in keys
-        if there.get(key) != here.get(key)
-    ]

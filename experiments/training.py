@@ -50,21 +50,29 @@ class Functions:
         first: `member -> rows`: the training examples that `init` looks at.
         init: `(member, training examples, rows) -> state`.
         order: `(member, first step) -> (record_every, batch size)`: the rows of the steps up to the next record.
-        advance: `(state, member, training examples, order) -> state, losses`: a step for each row of `order`.
-        evaluate: `(state, examples, mask) -> {name: sum over the examples where the mask is 1}`.
-        sample: `(state, member) -> (bytes,)`: text that the network writes; None where it writes none.
+        advance: `(state, member, training examples, order) -> state, {name: (steps,)}`: a step for each row of `order`,
+            and of each the "loss" and its terms.
+        evaluate: `(state, member, examples, mask, part) -> {name: sum over the examples where the mask is 1}`, of the
+            part number `part` of those that are held out.
+        log_weight: `(state, member, examples, part, draw) -> (examples,)`, as the task's, where it has one.
+        sample, pictures: `(state, member) -> (bytes,)`, `(state, member, examples) -> {name: images}`, as the task's,
+            where it has them.
         statistics: `state, member -> {"norms": {weight: mean}, "effective_step": {weight: mean}}`, over the features.
         uses: how the network uses each parameter, as `wn.weight_uses` gives it.
+        task: what is trained.
     """
 
     first: Callable[[Member], jax.Array]
     init: Callable[[Member, Examples, Any], State]
     order: Callable[[Member, jax.Array], jax.Array]
-    advance: Callable[[State, Member, Examples, Any], tuple[State, jax.Array]]
-    evaluate: Callable[[State, Examples, jax.Array], dict[str, jax.Array]]
-    sample: Callable[[State, Member], jax.Array] | None
+    advance: Callable[[State, Member, Examples, Any], tuple[State, dict[str, jax.Array]]]
+    evaluate: Callable[[State, Member, Examples, jax.Array, jax.Array], dict[str, jax.Array]]
+    log_weight: Callable[[State, Member, Examples, jax.Array, jax.Array], jax.Array]
+    sample: Callable[[State, Member], jax.Array]
+    pictures: Callable[[State, Member, Examples], dict[str, jax.Array]]
     statistics: Callable[[State, Member], dict[str, dict[str, jax.Array]]]
     uses: Any
+    task: tasks.Task
 
     def start(self, member: Member, examples: Examples) -> State:
         """The first state, from all training examples."""
@@ -158,38 +166,51 @@ def functions(
         zero = jnp.zeros((), jnp.int32)
         return State(params, model_state, optimizer(member).init(params), average, zero, zero + NOT_YET)
 
-    def step(state: State, member: Member, batch: Examples) -> tuple[State, jax.Array]:
+    def step(state: State, member: Member, batch: Examples) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(_key(member, "step"), state.step)
         gradient = jax.value_and_grad(wrapped(task.loss), has_aux=True)
-        (loss, model_state), grads = gradient(state.params, state.model_state, batch, key)
+        (loss, (model_state, terms)), grads = gradient(state.params, state.model_state, batch, key)
         updates, opt_state = optimizer(member).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = _averaged(state.average, params, state.step, train.ema) if train.ema else ()
         finite = jnp.all(jnp.stack([jnp.isfinite(array).all() for array in (loss, *jax.tree.leaves(updates))]))
         unseen = (state.nonfinite_step == NOT_YET) & ~finite
         nonfinite_step = jnp.where(unseen, state.step + 1, state.nonfinite_step)
-        return State(params, model_state, opt_state, average, state.step + 1, nonfinite_step), loss
+        return State(params, model_state, opt_state, average, state.step + 1, nonfinite_step), {"loss": loss, **terms}
 
-    def advance(state: State, member: Member, dataset: Examples, order: Any) -> tuple[State, jax.Array]:
-        def next_step(state: State, rows: Any) -> tuple[State, jax.Array]:
+    def advance(state: State, member: Member, dataset: Examples, order: Any) -> tuple[State, dict[str, jax.Array]]:
+        def next_step(state: State, rows: Any) -> tuple[State, dict[str, jax.Array]]:
             return step(state, member, layout.take(dataset, rows))
 
         if len(jax.tree.leaves(order)[0]) == 1:  # XLA would keep a loop of one trip, with what it costs: see `Arm`
-            state, loss = next_step(state, jax.tree.map(lambda x: x[0], order))
-            return state, loss[None]
+            state, figures = next_step(state, jax.tree.map(lambda x: x[0], order))
+            return state, jax.tree.map(lambda x: x[None], figures)
         return jax.lax.scan(next_step, state, order)
 
     def evaluated(state: State) -> Any:
         return state.average if train.ema else state.params
 
-    def evaluate(state: State, examples: Examples, mask: jax.Array) -> dict[str, jax.Array]:
-        figures = wrapped(task.evaluate)(evaluated(state), state.model_state, layout.share(examples))
+    def evaluate(
+        state: State, member: Member, examples: Examples, mask: jax.Array, part: jax.Array
+    ) -> dict[str, jax.Array]:
+        key = jax.random.fold_in(_key(member, "evaluate"), part)  # the same each time, so that what changes is trained
+        figures = wrapped(task.evaluate)(evaluated(state), state.model_state, layout.share(examples), key)
         return {name: jnp.sum(jnp.where(mask, values, 0)) for name, values in figures.items()}
+
+    def log_weight(state: State, member: Member, examples: Examples, part: jax.Array, draw: jax.Array) -> jax.Array:
+        assert task.log_weight is not None
+        key = jax.random.fold_in(jax.random.fold_in(_key(member, "draw"), part), draw)
+        return wrapped(task.log_weight)(evaluated(state), state.model_state, layout.share(examples), key)
 
     def sample(state: State, member: Member) -> jax.Array:
         assert task.sample is not None
         key = jax.random.fold_in(_key(member, "sample"), state.step)
         return wrapped(task.sample)(evaluated(state), state.model_state, key)
+
+    def pictures(state: State, member: Member, examples: Examples) -> dict[str, jax.Array]:
+        assert task.pictures is not None
+        # The same noise each time: a row of pictures shows how one image becomes sharp.
+        return wrapped(task.pictures)(evaluated(state), state.model_state, examples, _key(member, "sample"))
 
     def statistics(state: State, member: Member) -> dict[str, dict[str, jax.Array]]:
         factor = optimizers.schedule(config.optimizer, train.steps, steps_per_epoch)(state.step - 1)
@@ -200,7 +221,7 @@ def functions(
             "effective_step": {path: member.learning_rate * factor * jnp.mean(x) for path, x in effective.items()},
         }
 
-    return Functions(first, init, order, advance, evaluate, sample if task.sample else None, statistics, uses)
+    return Functions(first, init, order, advance, evaluate, log_weight, sample, pictures, statistics, uses, task)
 
 
 def members(config: ArmConfig) -> list[tuple[float, int]]:
@@ -226,7 +247,7 @@ def weight_uses(task: tasks.Task, dataset: data.Dataset, config: ArmConfig) -> A
     return wn.weight_uses(task.loss)(params, model_state, like(config.data.batch_size), key)
 
 
-_PURPOSES = ("init", "order", "init from data", "step", "spread", "sample")
+_PURPOSES = ("init", "order", "init from data", "step", "spread", "sample", "evaluate", "draw")
 
 
 def _key(member: Member, purpose: str) -> jax.Array:

@@ -13,6 +13,7 @@ class Config:
     batch_size: int = 2
     dir: str | None = None
     whiten: bool = False
+    binarize: str = "none"
     train_examples: int | None = None
     test_examples: int | None = None
     validation: int = 0

@@ -37,6 +37,11 @@ class Along:
             raise ConfigError("conditioning: missing; name the steps to measure at, as [conditioning] steps = [0, 100]")
         self.table: ConditioningConfig = experiment.conditioning
         self._arm = arm.build(_only_the_path(experiment, self.table))[self.table.path]
+        if self._arm.functions.task.likelihood is None:
+            raise ConfigError(
+                f"conditioning.path: the loss of {self._arm.config.model.name} is no log-likelihood of what the network "
+                "predicts, so that there is no Fisher matrix of it; choose an arm with another model.name"
+            )
         dataset = self._arm.placement.dataset
         available = dataset.examples
         if self.table.examples > available:

@@ -34,6 +34,8 @@ class Instruments:
     """The functions that measure a prediction of parameters, compiled once for all places."""
 
     def __init__(self, task: Task, predict: Callable[[Params, Examples], Any]):
+        assert task.likelihood is not None
+
         def losses(params: Params, examples: Examples) -> jax.Array:
             return task.losses(predict(params, examples), examples)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.data import files, text
 from experiments.data.batches import batch_indices
+from experiments.data.binarize import binarized
 from experiments.data.cifar10 import CIFAR10
 from experiments.data.digits import DIGITS
 from experiments.data.linear import LINEAR
@@ -68,7 +69,7 @@ def load(config: DataConfig) -> Dataset:
     if config.name == text.NAME:
         dataset = _windows(config.path, config.window, cuts)
     else:
-        dataset = _prepared(files.folders(config.dir), cuts, config.whiten)
+        dataset = _prepared(files.folders(config.dir), cuts, config.whiten, config.binarize)
     keys = {"train_examples": config.train_examples, "validation": config.validation}
     reasons = ", ".join(f"data.{key} = {value}" for key, value in keys.items() if value)
     what = f"training examples of {config.name}" + (f" ({reasons})" if reasons else "")
@@ -122,7 +123,7 @@ def _raw(name: str, folders: tuple[Path, ...]) -> Raw:
 
 
 @functools.cache
-def _prepared(folders: tuple[Path, ...], cuts: _Cuts, whiten: bool) -> Dataset:
+def _prepared(folders: tuple[Path, ...], cuts: _Cuts, whiten: bool, binarize: str) -> Dataset:
     raw = _raw(cuts.name, folders)
     left = cuts.left(len(raw.train_y), len(raw.test_y))
     train_y, held_out_y = cuts.of(raw.train_y, raw.test_y)
@@ -130,6 +131,10 @@ def _prepared(folders: tuple[Path, ...], cuts: _Cuts, whiten: bool) -> Dataset:
     if whiten:
         whitening = zca(raw.train_x[:left], scale=raw.scale)
         train_x, held_out_x = whitening.apply(train_x), whitening.apply(held_out_x)
+    if binarize != "none":  # drawn for the whole set, so that an image is the same one whatever is cut off
+        sets = (raw.train_x, raw.test_x)
+        drawn = cuts.of(*(binarized(raw.scale(x), cuts.name, seed) for seed, x in enumerate(sets)))
+        train_x, held_out_x = drawn if binarize == "fixed" else (train_x, drawn[1])
     for array in (train_x, held_out_x):
         array.setflags(write=False)
     return Dataset({"x": train_x, "y": train_y}, {"x": held_out_x, "y": held_out_y}, cuts.held_out_name, raw.classes)

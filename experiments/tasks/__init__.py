@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from pydantic import Field
 
 from experiments.data import Dataset
-from experiments.tasks import classification, language, regression
+from experiments.tasks import classification, language, regression, vae
 from experiments.tasks.task import Examples, Gather, ModelConfig, ModelState, Params, Task
 
 __all__ = ["AnyModelConfig", "Examples", "Gather", "ModelConfig", "ModelState", "Params", "Task", "build"]
 
-_MODULES: tuple[ModuleType, ...] = (classification, regression, language)
+_MODULES: tuple[ModuleType, ...] = (classification, regression, language, vae)
 _BUILDERS = {config: module.build for module in _MODULES for config in module.CONFIGS}
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -17,6 +16,7 @@ from experiments.data import Dataset
 from experiments.errors import ConfigError
 from experiments.tables import Count, Fraction, sequence
 from experiments.tasks import networks
+from experiments.tasks.images import image_shape
 from experiments.tasks.task import Examples, Gather, ModelConfig, ModelState, Params, Task
 
 Norm = Literal["none", "batch", "mean_only"]
@@ -74,7 +74,7 @@ def build(config: Config, dataset: Dataset, gather: Gather) -> Task:
         logits, updates = network.apply(variables, examples["x"], train=True, mutable=["batch_stats"], rngs=rngs)
         return logits, updates.get("batch_stats", {})
 
-    def evaluate(params: Params, state: ModelState, examples: Examples) -> dict[str, jax.Array]:
+    def evaluate(params: Params, state: ModelState, examples: Examples, _: Any) -> dict[str, jax.Array]:
         logits = network.apply({"params": params, "batch_stats": state}, examples["x"], train=False)
         return {"loss": _cross_entropy(logits, examples), "error": logits.argmax(-1) != examples["y"]}
 
@@ -97,10 +97,8 @@ def _network(config: Config, dataset: Dataset) -> nn.Module:
 
 
 def _image(shape: tuple[int, ...], smallest: int) -> tuple[int, ...]:
-    """The height, width and channels of examples; vectors are grey images if they fill a square."""
-    side = math.isqrt(shape[0])
-    image = (side, side, 1) if len(shape) == 1 and side**2 == shape[0] else shape
-    if len(image) != 3 or min(image[:2]) < smallest:
+    image = image_shape(shape)
+    if image is None or min(image[:2]) < smallest:
         raise ConfigError(
             f"model.name: conv with {smallest.bit_length() - 1} widths needs images of {smallest} x {smallest} pixels "
             f"or more, and the examples have the shape {shape}; choose fewer widths or model.name = 'mlp'"

@@ -97,7 +97,7 @@ def build(config: Config, dataset: Dataset, gather: Gather) -> Task:
 
 
 def _task(init: Any, predict: Any, **others: Any) -> Task:
-    def evaluate(params: Params, state: ModelState, examples: Examples) -> dict[str, jax.Array]:
+    def evaluate(params: Params, state: ModelState, examples: Examples, _: Any) -> dict[str, jax.Array]:
         return {"loss": _losses(predict(params, state, examples, None)[0], examples)}
 
     return Task(init, predict, _losses, evaluate, likelihood="categorical", **others)

@@ -41,7 +41,7 @@ def build(config: LinearConfig, dataset: Dataset, gather: Gather) -> Task:
     def losses(outputs: jax.Array, examples: Examples) -> jax.Array:
         return 0.5 * jnp.square(outputs[:, 0].astype(jnp.float32) - examples["y"])
 
-    def evaluate(params: Params, state: ModelState, examples: Examples) -> dict[str, jax.Array]:
+    def evaluate(params: Params, state: ModelState, examples: Examples, _: Any) -> dict[str, jax.Array]:
         return {"loss": losses(predict(params, state, examples, None)[0], examples)}
 
     return Task(init, predict, losses, evaluate, likelihood="normal")

@@ -19,9 +19,15 @@ Examples = dict[str, jax.Array]
 Params = Any
 Gather = Callable[[str, Any], Any]
 """`(stack, parameters) -> parameters`: those of one layer of a stack, made whole as far as the layer needs it."""
-Outputs = jax.Array
+Outputs = Any
+"""What a network gives of each example: arrays with a leading axis of these. A pytree."""
+
 ModelState = Any
 """What a network keeps beside its parameters, such as running averages. A pytree."""
+
+
+def _no_terms(outputs: Outputs, examples: Examples) -> dict[str, jax.Array]:
+    return {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,29 +37,40 @@ class Task:
     Attributes:
         init: `(key, examples) -> params, state`: plain parameters, drawn from the key, and the network's first state.
         predict: `(params, state, examples, key) -> outputs, state`: the network in training, with plain parameters.
-            Outputs have a leading axis of examples.
         losses: `(outputs, examples) -> (examples,)`: the loss of each; their mean is what is trained on.
-        evaluate: `(params, state, examples) -> {name: (examples,)}`: figures of each example, out of training; one
-            of them is "loss". A fraction of errors is named "error".
-        likelihood: of what the losses are the negative logarithm, as `wn_jax.curvature.fisher` calls it.
+        evaluate: `(params, state, examples, key) -> {name: (examples,)}`: figures of each example, out of training;
+            one of them is "loss". A fraction of errors is named "error".
+        likelihood: of what the losses are the negative logarithm, as `wn_jax.curvature.fisher` calls it; None where
+            they are of no distribution of the outputs.
+        terms: `(outputs, examples) -> {name: (examples,)}`: what the loss in training is made of, recorded with it.
         stacks: the subtrees of parameters that are stacks of layers, which the network gathers layer by layer.
         sample: `(params, state, key) -> (bytes,)`: text that the network writes, in uint8; None where it writes none.
+        pictures: `(params, state, examples, key) -> {name: (rows, columns, height, width, channels)}`: images that it
+            makes, in uint8, of the first `pictured` held-out examples; None where it makes none.
+        log_weight: `(params, state, examples, key) -> (examples,)`: the logarithm of a random number whose mean is the
+            likelihood of the example; at the end, that of the mean of `draws` of them is evaluated. None: nothing is.
     """
 
     init: Callable[[jax.Array, Examples], tuple[Params, ModelState]]
     predict: Callable[[Params, ModelState, Examples, jax.Array], tuple[Outputs, ModelState]]
     losses: Callable[[Outputs, Examples], jax.Array]
-    evaluate: Callable[[Params, ModelState, Examples], dict[str, jax.Array]]
-    likelihood: Literal["categorical", "bernoulli", "normal"]
+    evaluate: Callable[[Params, ModelState, Examples, jax.Array], dict[str, jax.Array]]
+    likelihood: Literal["categorical", "bernoulli", "normal"] | None
+    terms: Callable[[Outputs, Examples], dict[str, jax.Array]] = _no_terms
     stacks: tuple[str, ...] = ()
     sample: Callable[[Params, ModelState, jax.Array], jax.Array] | None = None
+    pictures: Callable[[Params, ModelState, Examples, jax.Array], dict[str, jax.Array]] | None = None
+    pictured: int = 0
+    log_weight: Callable[[Params, ModelState, Examples, jax.Array], jax.Array] | None = None
+    draws: int = 0
 
     def loss(
         self, params: Params, state: ModelState, examples: Examples, key: jax.Array
-    ) -> tuple[jax.Array, ModelState]:
-        """The loss in training, and the network's next state: the program that `wn_jax` reads."""
+    ) -> tuple[jax.Array, tuple[ModelState, dict[str, jax.Array]]]:
+        """The loss in training, the network's next state and the loss's terms: the program that `wn_jax` reads."""
         outputs, state = self.predict(params, state, examples, key)
-        return self.losses(outputs, examples).mean(), state
+        terms = {name: values.mean() for name, values in self.terms(outputs, examples).items()}
+        return self.losses(outputs, examples).mean(), (state, terms)
 
 
 class ModelConfig(Table):

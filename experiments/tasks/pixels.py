@@ -1,0 +1,105 @@
+"""Distributions of pixels, given what a decoder computes for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Check = Callable[[np.ndarray, np.ndarray], str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+    """One distribution.
+
+    Attributes:
+        log_prob: `(output, log_scale, pixels) -> log-probabilities`, or densities, all of one shape but `log_scale`,
+            which may have one number for all.
+        mean: `output -> pixels`.
+        log_scale: what the logarithm of the scale begins with; None where there is no scale.
+        problem: `(pixels to train on, held-out pixels) -> what is wrong with them`, or None.
+        limits: the least and the largest that a pixel can be; None where that can be any number.
+    """
+
+    log_prob: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    mean: Callable[[jax.Array], jax.Array]
+    problem: Check
+    log_scale: float | None = None
+    limits: tuple[float, float] | None = None
+
+
+_HALF_STEP = 0.5 / 128  # CIFAR-10's pixels are (byte - 127.5) / 128
+_LOWEST, _HIGHEST = -127.5 / 128, 127.5 / 128
+_BETWEEN = 0.5 / 255  # nothing that is one of the levels lies this far from it
+
+
+def bernoulli(logits: jax.Array, _: jax.Array, pixels: jax.Array) -> jax.Array:
+    """Of pixels that are 0 or 1."""
+    return pixels * jax.nn.log_sigmoid(logits) + (1 - pixels) * jax.nn.log_sigmoid(-logits)
+
+
+def discretized_logistic(mean: jax.Array, log_scale: jax.Array, pixels: jax.Array) -> jax.Array:
+    """Of bytes, written as `(byte - 127.5) / 128`: what a logistic distribution has between two levels.
+
+    The lowest level has all below it, and the highest all above, so that the 256 probabilities sum to 1. With the ends
+    `a < b` of the interval in units of the scale, `sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b))`,
+    whose logarithm loses nothing where both are close to 0 or to 1.
+
+    Source: Kingma et al. 2016, arXiv 1606.04934, section 5.2, with the open ends of Salimans et al. 2017, arXiv
+    1701.05517.
+    """
+    above = (pixels + _HALF_STEP - mean) * jnp.exp(-log_scale)
+    below = (pixels - _HALF_STEP - mean) * jnp.exp(-log_scale)
+    inside = jnp.log(-jnp.expm1(-2 * _HALF_STEP * jnp.exp(-log_scale)))
+    left = jnp.where(pixels < _LOWEST + _HALF_STEP, -inside, jax.nn.log_sigmoid(-below))
+    right = jnp.where(pixels > _HIGHEST - _HALF_STEP, -inside, jax.nn.log_sigmoid(above))
+    return left + right + inside
+
+
+def normal(mean: jax.Array, log_scale: jax.Array, pixels: jax.Array) -> jax.Array:
+    """The density of real numbers."""
+    return -0.5 * jnp.square((pixels - mean) * jnp.exp(-log_scale)) - log_scale - 0.5 * math.log(2 * math.pi)
+
+
+def _not_binary(train: np.ndarray, held_out: np.ndarray) -> str | None:
+    if problem := _outside(train, 0, 1):
+        return f"{problem}; a pixel is black with a probability from 0 to 1: choose likelihood = 'logistic' or 'normal'"
+    if not np.isin(held_out, (0, 1)).all():
+        return "pixels are grey, and bernoulli has 0 and 1: set data.binarize = 'fixed' or 'dynamic'"
+    return None
+
+
+def _no_bytes(train: np.ndarray, held_out: np.ndarray) -> str | None:
+    for pixels in (train, held_out):
+        if problem := _outside(pixels, _LOWEST, _HIGHEST):
+            return f"{problem}, where (byte - 127.5) / 128 lies: leave out data.whiten, or choose likelihood = 'normal'"
+        bytes_ = 128 * pixels[:100].astype(np.float64) + 127.5
+        if (abs(bytes_ - bytes_.round()) > _BETWEEN).any():
+            return (
+                "pixels are not bytes, written as (byte - 127.5) / 128: choose data.name = 'cifar10', or likelihood = "
+                "'bernoulli' or 'normal'"
+            )
+    return None
+
+
+def _anything(train: np.ndarray, held_out: np.ndarray) -> str | None:
+    return None
+
+
+def _outside(pixels: np.ndarray, low: float, high: float) -> str | None:
+    smallest, largest = pixels.min(), pixels.max()
+    if smallest >= low and largest <= high:  # not so of NaN
+        return None
+    return f"pixels go from {smallest:g} to {largest:g}, outside {low:g} to {high:g}"
+
+
+PIXELS = {
+    "bernoulli": Pixels(bernoulli, jax.nn.sigmoid, _not_binary, limits=(0, 1)),
+    "logistic": Pixels(discretized_logistic, lambda mean: mean, _no_bytes, log_scale=-2.0, limits=(_LOWEST, _HIGHEST)),
+    "normal": Pixels(normal, lambda mean: mean, _anything, log_scale=0.0),
+}
