@@ -22,8 +22,8 @@ class DataConfig(Table):
     `train_examples` and `test_examples` are used, where given. The last `validation` training examples are left out
     of training and stand in for the test set, to choose hyperparameters on; `whiten` is ZCA, fitted on all the others.
 
-    `binarize` makes pixels from 0 to 1 black or white, at random with the grey value as probability: "fixed" once and for
-    all, "dynamic" only those that are held out, so that training draws its own anew each time.
+    `binarize` makes pixels from 0 to 1 black or white, at random with the grey value as probability: "fixed" once and
+    for all, "dynamic" only those that are held out, so that training draws its own anew each time.
 
     Of `text`, an example is a `window` of bytes, and `path` the file (default: the source of Python's standard
     library).
@@ -53,9 +53,7 @@ class DataConfig(Table):
             if key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} has no meaning for {self.name}; leave it out")
         if self.whiten and self.binarize != "none":
-            raise ValueError(
-                "whiten makes other numbers than 0 to 1 of pixels, and binarize needs these; leave one out"
-            )
+            raise ValueError("whiten makes of pixels other numbers than the 0 to 1 of binarize; leave one out")
         return self
 
     @pydantic.field_validator("name")

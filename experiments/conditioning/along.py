@@ -39,7 +39,7 @@ class Along:
         self._arm = arm.build(_only_the_path(experiment, self.table))[self.table.path]
         if self._arm.functions.task.likelihood is None:
             raise ConfigError(
-                f"conditioning.path: the loss of {self._arm.config.model.name} is no log-likelihood of what the network "
+                f"conditioning.path: the loss of arm {self.table.path!r} is no log-likelihood of what its network "
                 "predicts, so that there is no Fisher matrix of it; choose an arm with another model.name"
             )
         dataset = self._arm.placement.dataset

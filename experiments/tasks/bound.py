@@ -1,6 +1,8 @@
 """Latent variables, and the lower bound on the log-likelihood that is had by drawing them.
 
-log p(x) >= E_q[log p(x | z)] - KL(q(z | x) || p(z)), z = mean + scale * noise, as in Kingma & Welling 2014, arXiv 1312.6114.
+log p(x) >= E_q[log p(x | z)] - KL(q(z | x) || p(z)), with z = mean + scale * noise.
+
+Source: Kingma & Welling 2014, arXiv 1312.6114.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ class Gaussian(NamedTuple):
     def log_density(self, z: jax.Array) -> jax.Array:
         """That of each variable."""
         return -0.5 * jnp.square((z - self.mean) / self.scale) - jnp.log(self.scale) - 0.5 * math.log(2 * math.pi)
+
+    def relative(self, other: Gaussian) -> Gaussian:
+        """Another, whose mean and scale are given in units of this one."""
+        return Gaussian(self.at(other.mean), self.scale * other.scale)
 
     def kl(self, other: Gaussian) -> jax.Array:
         """The Kullback-Leibler divergence from `other`, of each variable."""

@@ -21,10 +21,11 @@ class VAE(nn.Module):
     The encoder has a stage for each of `widths`: at first a 3 x 3 convolution, later one of 4 x 4 with stride 2, and
     `blocks` residual blocks. On top there is a dense layer of `dense` units, and the posterior of `latents[0]`
     variables. The decoder is its mirror image, where a 3 x 3 convolution makes four times as many maps, and of four of
-    these one of twice the height and width (Shi et al. 2016, arXiv 1609.05158). Each further number in `latents` is of maps of variables that enter the
-    decoder's next stage, the coarsest first: their prior comes from what the decoder computed so far, their posterior
-    from that and the encoder's stage of the same size. All nonlinearities are ELU, and scales are softplus. Without
-    widths, the image goes in as a vector; with neither widths nor `dense`, all is linear (probabilistic PCA).
+    these one of twice the height and width (Shi et al. 2016, arXiv 1609.05158). Each further number in `latents` is of
+    maps of variables that enter the decoder's next stage, the coarsest first: their prior comes from what the decoder
+    computed so far, and their posterior, in units of the prior (Vahdat & Kautz 2020, arXiv 2007.03898), from that and
+    the encoder's stage of the same size. All nonlinearities are ELU, and scales are softplus. Without widths, the image
+    goes in as a vector; with neither widths nor `dense`, all is linear (probabilistic PCA).
 
     `image` is height, width and channels; `log_scale` is what the scale of pixels, one a channel, begins with, or None
     where they have none. It is computed in `dtype`, distributions in float32 or more.
@@ -137,7 +138,8 @@ class Decoder(nn.Module):
         prior = Gaussian(jnp.zeros_like(noise), jnp.ones_like(noise))
         posterior = prior
         if vector is not None:
-            posterior = _gaussian(nn.Dense(2 * self.latents[0], dtype=self.dtype, name="posterior")(vector))
+            numbers = nn.Dense(2 * self.latents[0], dtype=self.dtype, name="posterior")(vector)
+            posterior = prior.relative(_gaussian(numbers))
         return Layer(posterior, prior, posterior.at(noise) if top is None else top)
 
     def _maps(self, number: int, noise: jax.Array, x: jax.Array, seen: jax.Array | None) -> Layer:
@@ -145,7 +147,7 @@ class Decoder(nn.Module):
         prior = posterior = _gaussian(conv(name=f"prior_{number}")(nn.elu(x)))
         if seen is not None:
             both = jnp.concatenate([nn.elu(x), nn.elu(seen)], axis=-1)
-            posterior = _gaussian(conv(name=f"posterior_{number}")(both))
+            posterior = prior.relative(_gaussian(conv(name=f"posterior_{number}")(both)))
         return Layer(posterior, prior, posterior.at(noise))
 
     def _log_scale(self, channels: int) -> jax.Array:
