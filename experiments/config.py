@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import PositiveFloat
@@ -11,7 +11,7 @@ from experiments import data
 from experiments.conditioning.table import ConditioningConfig
 from experiments.mesh import MeshConfig
 from experiments.optimizers import OptimizerConfig
-from experiments.tables import Count, CountOrZero, Fraction, Name, Table, unknown
+from experiments.tables import Count, CountOrZero, Fraction, Name, Table, several, unknown
 from experiments.tasks import AnyModelConfig
 
 
@@ -73,6 +73,7 @@ class TrainConfig(Table):
     batch normalization stay those of the parameters themselves.)
     A loss that is not finite stops the run, or where an arm has several seeds or learning rates, marks that one, unless
     `on_nonfinite` says otherwise.
+    The report counts the steps to each `target_loss`, of the training loss: one number, or several.
     `steps_per_call` and `members_per_call` are how many steps and how many seeds and rates make one compiled call
     (default: all up to the next record, all; on CPU with convolutions 1, as XLA is slow there in loops and in groups).
     """
@@ -84,7 +85,7 @@ class TrainConfig(Table):
     keep_checkpoints: Count = 2
     seeds: Count
     first_seed: CountOrZero = 0
-    target_loss: PositiveFloat | None = None
+    target_loss: Annotated[tuple[PositiveFloat, ...], pydantic.BeforeValidator(several)] = ()
     ema: Fraction = 0.0
     on_nonfinite: Literal["auto", "stop", "mark"] = "auto"
     steps_per_call: Count | None = None

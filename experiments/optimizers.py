@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 import wn_jax as wn
 from experiments.parametrizations import is_frozen
-from experiments.tables import CountOrZero, Table, nearest, sequence, unknown
+from experiments.tables import CountOrZero, Table, nearest, several, unknown
 from wn_jax.optim import project_directions
 
 Option = bool | int | float | str
@@ -25,7 +25,7 @@ Schedule = Callable[[jax.Array], jax.Array]
 def _rates(value: Any) -> Any:
     if isinstance(value, list | tuple) and not value:
         raise ValueError("is an empty list; give one number, or several for a sweep")
-    return sequence(value if isinstance(value, list | tuple) else [value])
+    return several(value)
 
 
 class OptimizerConfig(Table):

@@ -27,6 +27,11 @@ def sequence(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def several(value: Any) -> Any:
+    """One value, or TOML's array of them, as a tuple."""
+    return sequence(value if isinstance(value, list | tuple) else [value])
+
+
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     """What to say of a name that is none of `names`."""
     names = list(names)

@@ -45,7 +45,7 @@ def make(name, *changes, shape=(1, 1, 1), fed=None):
 def curve(arm, records):
     """Losses (members, records), and the figures of the evaluation after them."""
     arm.prepare()
-    return np.stack([arm.advance()["train_loss"] for _ in range(records)], axis=1), arm.evaluate()
+    return np.stack([arm.advance().figures["train_loss"] for _ in range(records)], axis=1), arm.evaluate()
 
 
 @functools.cache

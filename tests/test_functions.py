@@ -77,11 +77,11 @@ def test_the_moving_average_is_that_of_its_recursion_and_what_is_evaluated(arm):
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert jax.tree.structure(state.average) == jax.tree.structure(state.params)
     mask = jnp.arange(20) < 15
-    found = evaluate(state, DATASET.held_out, mask)
+    found = evaluate(state, MEMBER, DATASET.held_out, mask, 0)
     _, without, bare = start(arm, FRAMEWORK)
     assert bare.average == ()
     for params, same in ((state.average, True), (state.params, False)):
-        expected = without.evaluate(state._replace(params=params, average=()), DATASET.held_out, mask)
+        expected = without.evaluate(state._replace(params=params, average=()), MEMBER, DATASET.held_out, mask, 0)
         assert np.allclose(found["loss"], expected["loss"], rtol=1e-5) == same
 
 
@@ -93,7 +93,8 @@ def test_the_first_step_whose_loss_is_not_finite_is_marked(bad):
     rows = np.maximum(ROWS[:6], 1)
     rows[3, 5] = 0  # the bad example is in the fourth batch, and all is lost after it
     advance = jit(functions.advance)
-    whole, losses = advance(state, MEMBER, train, jnp.asarray(rows))
+    whole, figures = advance(state, MEMBER, train, jnp.asarray(rows))
+    losses = figures["loss"]
     assert state.nonfinite_step == NOT_YET
     assert np.isfinite(losses).tolist() == [True] * 3 + [False] * 3
     assert (whole.nonfinite_step, whole.step) == (4, 6)
@@ -101,7 +102,7 @@ def test_the_first_step_whose_loss_is_not_finite_is_marked(bad):
     for row, loss in zip(rows, losses, strict=True):  # step by step as in one call
         state, own = advance(state, MEMBER, train, jnp.asarray(row)[None])
         marks.append(int(state.nonfinite_step))
-        np.testing.assert_allclose(own, [loss], rtol=1e-5)
+        np.testing.assert_allclose(own["loss"], [loss], rtol=1e-5)
     assert marks == [NOT_YET] * 3 + [4] * 3
 
 
@@ -109,8 +110,8 @@ def test_an_update_that_is_not_finite_is_marked_though_its_loss_is():
     _, functions, state = start("plain")
     train = {"x": 1e4 * DATASET.train["x"], "y": DATASET.train["y"]}
     member = training.Member(MEMBER.seed, jnp.float32(3e38))
-    state, losses = jit(functions.advance)(state, member, train, functions.order(member, 0)[:1])
-    assert np.isfinite(losses).all()
+    state, figures = jit(functions.advance)(state, member, train, functions.order(member, 0)[:1])
+    assert np.isfinite(figures["loss"]).all()
     assert int(state.nonfinite_step) == 1
 
 

@@ -72,7 +72,7 @@ def test_its_loss_is_the_cross_entropy_of_the_counts():
     table = language.bigram_logits(dataset.train["tokens"], 256).astype(np.float64)
     tokens = dataset.held_out["tokens"].astype(int)
     expected = [-np.mean([table[a, b] for a, b in itertools.pairwise(row)]) for row in tokens]
-    np.testing.assert_allclose(task.evaluate({}, {}, dataset.held_out)["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(task.evaluate({}, {}, dataset.held_out, None)["loss"], expected, rtol=1e-5)
 
 
 # The decoder
@@ -180,7 +180,7 @@ def test_on_a_mesh_the_losses_are_those_of_one_device():
     def losses(shape):
         own = Arm(config, Placement(data.load(config.data), mesh.build(mesh.Shape(*shape))))
         own.prepare()
-        return [own.advance()["train_loss"] for _ in range(2)], own.evaluate()["loss"], own
+        return [own.advance().figures["train_loss"] for _ in range(2)], own.evaluate()["loss"], own
 
     expected, found = losses((1, 1, 1)), losses((2, 2, 2))
     for a, b in zip(expected[:2], found[:2], strict=True):
@@ -245,7 +245,7 @@ def test_a_mapped_file_trains_as_one_in_memory(tmp_path):
         arm = Arm(config, Placement(dataset, mesh.build(mesh.Shape(1, 1, 1)), fed))
         assert arm.placement.fed == (fed is None)
         arm.prepare()
-        losses.append([arm.advance()["train_loss"] for _ in range(2)])
+        losses.append([arm.advance().figures["train_loss"] for _ in range(2)])
     np.testing.assert_allclose(*losses, rtol=1e-6)
 
 

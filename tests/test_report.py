@@ -10,6 +10,7 @@ import pytest
 from experiments import files
 from experiments.errors import ConfigError
 from experiments.report import charts, report, runs, summary
+from experiments.report.targets import Target
 from tests.run_folders import RECORDS, TIMES, printed, record, write_run
 
 
@@ -21,12 +22,12 @@ def test_a_summary_against_numbers_worked_out_by_hand(tmp_path):
     a, b = summarized(write_run(tmp_path, times=TIMES))
     assert (a.metric, a.held_out, a.held_out_se) == ("test_error", pytest.approx(0.2), pytest.approx(0.1))
     assert (a.seeds, a.diverged, a.step, a.train_loss) == (2, 0, 20, pytest.approx(0.075))
-    assert (a.reached, a.steps_to_target, a.steps_to_target_se) == (2, 15, 5)
+    assert a.targets == (Target(0.1, 2, 15, 5, None, None),)
     assert (a.relative_time, b.relative_time) == (1.0, 1.25)  # the median of 1.5 and 1
     assert (a.chosen, b.chosen) == (None, None)
     # the first seed of b diverged, so that what is left is one seed
     assert (b.diverged, b.held_out, b.held_out_se, b.train_loss) == (1, 0.2, None, 0.1)
-    assert (b.reached, b.steps_to_target, b.steps_to_target_se) == (1, 10, None)
+    assert b.targets == (Target(0.1, 1, 10, None, None, None),), "a ratio to one seed of two would flatter"
 
 
 def test_the_report_is_written_beside_the_run_and_printed(tmp_path):

@@ -68,7 +68,7 @@ def test_a_run_of_one_arm_learns_what_it_learns_among_others(finished_run, tmp_p
 def losses(config, *, steps=1):
     own = next(iter(arm.build(config).values()))
     own.prepare()
-    return np.stack([own.advance()["train_loss"] for _ in range(steps)], axis=1)
+    return np.stack([own.advance().figures["train_loss"] for _ in range(steps)], axis=1)
 
 
 def one_arm(*changes):

@@ -167,7 +167,7 @@ def test_noise_and_dropout_act_in_training_alone_and_the_leak_always():
         np.testing.assert_allclose(dropped.mean(), 0.5, atol=0.03)
         np.testing.assert_array_equal(kept[~dropped], 2 * given[~dropped])
         assert not np.array_equal(dropped, np.asarray(other[layer][1]) == 0)
-    (first, evaluated), (second, _) = (probe(task.evaluate, params, {}, DATASET.train) for _ in range(2))
+    (first, evaluated), (second, _) = (probe(task.evaluate, params, {}, DATASET.train, None) for _ in range(2))
     np.testing.assert_array_equal(evaluated["Conv_0"][0], DATASET.train["x"])
     np.testing.assert_array_equal(*evaluated["Dropout_0"])
     np.testing.assert_array_equal(*evaluated["Dropout_1"])
@@ -182,7 +182,7 @@ def test_without_noise_and_dropout_training_computes_what_evaluation_does():
     params = wn.reconstruct(start("plain")[2].params)
     task = tasks.build(load("plain", *SMALL, "model.noise=0", "model.dropout=0").model, DATASET)
     loss, _ = task.loss(params, {}, DATASET.train, jax.random.key(1))
-    figures, layers = probe(task.evaluate, params, {}, DATASET.train)
+    figures, layers = probe(task.evaluate, params, {}, DATASET.train, None)
     np.testing.assert_allclose(loss, np.mean(figures["loss"]), rtol=1e-6)
     logits = np.asarray(layers["Dense_0"][1], np.float64)
     own = logits[np.arange(60), DATASET.train["y"]]
@@ -212,8 +212,8 @@ def test_frozen_scales_and_weight_norm_start_as_the_same_function(pair):
     examples, figures = images(60, seed=1).train, []
     for arm in pair:
         task, functions, state = start(arm)
-        figures.append(functions.evaluate(state, examples, jnp.arange(60) < 50))
-        alone = task.evaluate(wn.reconstruct(state.params), state.model_state, examples)
+        figures.append(functions.evaluate(state, MEMBER, examples, jnp.arange(60) < 50, 0))
+        alone = task.evaluate(wn.reconstruct(state.params), state.model_state, examples, None)
         for name, values in alone.items():  # the mask leaves the last ten out
             np.testing.assert_allclose(figures[-1][name], np.sum(values[:50]), rtol=1e-5)
     np.testing.assert_allclose(figures[0]["loss"], figures[1]["loss"], rtol=1e-5)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.table import Table
+from rich.console import Group
 
 from experiments import files
 from experiments.errors import ConfigError
@@ -22,7 +22,7 @@ class Report:
     """What was found and where it was written; `table` is for the terminal."""
 
     rows: list[Row]
-    table: Table
+    table: Group
     summary: Path
     curves: Path
     page: Path

@@ -69,7 +69,7 @@ def over_time(runs: Sequence[Run], rows: Sequence[Row], most: int | None = None)
     curves, which = _shown(runs, rows)
     bands = "Lines are means over seeds, bands one standard error to each side. " if _have_spread(curves) else ""
     caption = bands + which + _seeds_left_out(curves)
-    targets = tuple(sorted({run.target_loss for run in runs if run.target_loss is not None}))
+    targets = tuple(sorted({target for run in runs for target in run.target_losses}))
     loss = _panel("training loss", "train_loss", curves, most)
     loss = dataclasses.replace(loss, targets=targets, y_label="training loss (minibatch mean)")
     metrics = list(dict.fromkeys(curve.metric for curve in curves if curve.metric))
@@ -78,6 +78,10 @@ def over_time(runs: Sequence[Run], rows: Sequence[Row], most: int | None = None)
     if held_out:
         names = " and ".join(_quantity(metric) for metric in metrics)
         charts.append(Chart("held-out", names.capitalize(), caption + _thinned(held_out), held_out))
+    terms = dict.fromkeys(term for curve in curves for term in curve.terms)
+    if terms:
+        panels = [_panel(summary.title(term), term, curves, most) for term in terms]
+        charts.append(Chart("terms", "The terms of the loss", caption + _thinned(panels), panels))
     return charts
 
 
@@ -103,8 +107,10 @@ def sweep(runs: Sequence[Run], rows: Sequence[Row]) -> list[Chart]:
         panel(title, y_label, functools.partial(_held_out, metric=metric), functools.partial(_has, metric=metric))
     if metrics:
         panel("training loss", "last training loss", lambda row: (row.train_loss, row.train_loss_se), lambda _: True)
-    if metrics and any(row.reached for own in swept.values() for row in own):
-        panel(_STEPS, "steps", _steps_of_all, lambda _: True)
+    targets = dict.fromkeys(to.loss for own in swept.values() for row in own for to in row.targets if to.reached)
+    for target in targets if metrics else ():
+        which = f" {target:g}" if len(targets) > 1 else ""
+        panel(_STEPS + which, "steps", functools.partial(_steps_of_all, target=target), lambda _: True)
     if not panels:
         return []
     bars = "bars one standard error to each side" if any(row.held_out_se for row in rows) else "one seed each"
@@ -113,7 +119,7 @@ def sweep(runs: Sequence[Run], rows: Sequence[Row]) -> list[Chart]:
     caption += f"A star: of the rates at which the fewest seeds diverged, that of the arm's lowest {words}. "
     if any(row.diverged for own in swept.values() for row in own):
         caption += "Open circles above the plot: how many of the seeds diverged there. "
-    if any(panel.title == _STEPS for panel in panels):
+    if any(panel.title.startswith(_STEPS) for panel in panels):
         caption += "Steps are shown where all seeds reached the target. "
     if any(row.chosen == "lowest" for row in rows):
         caption += "These are figures of the test set: a rate chosen by them looks better than it is. "
@@ -214,9 +220,10 @@ def _held_out(row: Row, metric: str) -> tuple[float | None, ...]:
     return tuple(None if value is None else summary.scale(metric) * value for value in (row.held_out, row.held_out_se))
 
 
-def _steps_of_all(row: Row) -> tuple[float | None, ...]:
+def _steps_of_all(row: Row, target: float) -> tuple[float | None, ...]:
     """The steps to the target, where no seed missed it: a mean over those that did not would flatter."""
-    return (row.steps_to_target, row.steps_to_target_se) if row.reached == row.seeds else (None, None)
+    of_all = (to for to in row.targets if to.loss == target and to.reached == row.seeds)
+    return next(((to.steps, to.steps_se) for to in of_all), (None, None))
 
 
 def _evenly(count: int, most: int | None) -> np.ndarray:

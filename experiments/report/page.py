@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from experiments.report import charts, curvature, samples, summary, svg
+from experiments.report import charts, curvature, pictures, samples, summary, svg
 from experiments.report.charts import Chart
 from experiments.report.curvature import Curvature
 from experiments.report.curves import COLOURS, DASHES
@@ -34,18 +34,23 @@ def page(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[Curvature]
         heading=heading,
         runs=[_how_made(run) for run in runs],
         incomplete=[sentence for run in runs for sentence in _incomplete(run)],
-        tables=[*(_curvature(found, named=len(runs) > 1) for found in measured), _results(rows)],
+        tables=[*(_curvature(found, named=len(runs) > 1) for found in measured), *_results(rows)],
         figures=[{"chart": chart, "pictures": svg.pictures(chart), "legend": _legend(chart)} for chart in figures],
         diverged=[sentence for run in runs for sentence in _diverged(run)],
         samples=samples.read(runs),
+        pictures=pictures.read(runs),
         sweep=any(row.chosen for row in rows),
         spread=any(row.seeds > 1 for row in rows),
     )
 
 
-def _results(rows: Sequence[Row]) -> dict[str, Any]:
+def _results(rows: Sequence[Row]) -> list[dict[str, Any]]:
     columns, caption = summary.columns(rows), " ".join(summary.caption(rows))
-    return {"id": "results", "title": "Results", "columns": columns, "caption": caption}
+    results = {"id": "results", "title": "Results", "columns": columns, "caption": caption}
+    if not summary.has_several_targets(rows):
+        return [results]
+    columns, caption = summary.steps_columns(rows), summary.steps_caption()
+    return [results, {"id": "steps", "title": "Steps to training losses", "columns": columns, "caption": caption}]
 
 
 def _curvature(found: Curvature, named: bool) -> dict[str, Any]:
@@ -83,9 +88,9 @@ def _diverged(run: Run) -> list[str]:
     sentences = []
     for curve in run.curves:
         when: dict[int, list[str]] = {}
-        for seed, step in enumerate(curve.nonfinite, run.first_seed):
+        for number, (step, terms) in enumerate(zip(curve.nonfinite, curve.at_fault, strict=True), run.first_seed):
             if step is not None:
-                when.setdefault(step, []).append(str(seed))
+                when.setdefault(step, []).append(f"{number} ({terms})" if terms not in ("", "loss") else f"{number}")
         if when:
             count = sum(map(len, when.values()))
             places = [

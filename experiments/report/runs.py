@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments import files
 from experiments.errors import ConfigError
+from experiments.tables import several
 
 _FILES = ("config.toml", "environment.json", "metrics.jsonl")
 _BY_LAYER = ("norms", "effective_step")
@@ -37,8 +38,8 @@ class Curve:
     """What one arm recorded at one learning rate; the other fields of the run that a row or a figure needs with it.
 
     `metrics` are series by name, `norms` and `effective_step` by layer. `nonfinite` holds for each seed the step at
-    which its loss first was not finite, or None. `seconds` are those per step, of all seeds and rates of the arm
-    together, by the step of the record.
+    which its loss first was not finite, or None, and `at_fault` which terms of it were not, where that is known, or "".
+    `seconds` are those per step, of all seeds and rates of the arm together, by the step of the record.
     """
 
     run: str
@@ -49,6 +50,7 @@ class Curve:
     norms: dict[str, Series]
     effective_step: dict[str, Series]
     nonfinite: tuple[int | None, ...]
+    at_fault: tuple[str, ...]
     seconds: dict[int, float]
 
     @property
@@ -57,17 +59,32 @@ class Curve:
         return np.array([step is None for step in self.nonfinite])
 
     @property
+    def held_out(self) -> list[str]:
+        """The metrics on held-out examples, the main one first: an error before a loss, both of the test set before
+        others."""
+        names = [name for name in self.metrics if not name.startswith("train_")]
+        main = ("_error", "_loss")
+
+        def rank(name: str) -> tuple[bool, ...]:
+            return not name.endswith(main[0]), not name.endswith(main[1]), not name.startswith("test")
+
+        return sorted(names, key=rank)
+
+    @property
+    def terms(self) -> list[str]:
+        """The metrics on held-out examples that the loss is made of."""
+        in_training = {name.removeprefix("train_") for name in self.metrics if name.startswith("train_")} - {"loss"}
+        return [name for name in self.held_out if name.partition("_")[2] in in_training]
+
+    @property
     def metric(self) -> str | None:
-        """The main metric on held-out examples: an error before a loss, of the test set before others."""
-        names = [name for name in self.metrics if name != "train_loss"]
-        return min(
-            names, key=lambda name: (not name.endswith("_error"), not name.startswith("test"), name), default=None
-        )
+        """The main metric on held-out examples."""
+        return next(iter(self.held_out), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder. `config` is the text of its TOML file; `steps` and `target_loss` are what that asks for."""
+    """A run folder. `config` is the text of its TOML file; `steps` and `target_losses` are what that asks for."""
 
     path: Path
     name: str
@@ -75,7 +92,7 @@ class Run:
     config: str
     environment: dict[str, Any]
     steps: int | None
-    target_loss: float | None
+    target_losses: tuple[float, ...]
     first_seed: int
     curves: list[Curve]
 
@@ -103,7 +120,7 @@ def read(path: Path) -> Run:
         config=config,
         environment=_json(path / "environment.json"),
         steps=train.get("steps"),
-        target_loss=train.get("target_loss"),
+        target_losses=tuple(several(train.get("target_loss", ()))),
         first_seed=train.get("first_seed", 0),
         curves=_curves(path, name),
     )
@@ -152,6 +169,7 @@ def _curves(path: Path, run: str) -> list[Curve]:
                     norms=_by_layer(records, "norms"),
                     effective_step=_by_layer(records, "effective_step"),
                     nonfinite=_nonfinite(records),
+                    at_fault=_at_fault(records),
                     seconds=seconds.get(arm, {}),
                 )
             )
@@ -213,6 +231,15 @@ def _nonfinite(records: list[dict[str, Any]]) -> tuple[int | None, ...]:
         steps += [note[seed] for note in noted if note[seed] is not None]
         first.append(min(steps, default=None))
     return tuple(first)
+
+
+def _at_fault(records: list[dict[str, Any]]) -> tuple[str, ...]:
+    """By seed, which terms of the loss the run found not to be finite when it first was not."""
+    found: dict[str, str] = {}
+    for record in records:
+        noted = record.get("at_fault")
+        found = {**(noted if isinstance(noted, dict) else {}), **found}
+    return tuple(str(found.get(str(seed), "")) for seed in range(len(records[0]["train_loss"])))
 
 
 def _seconds(path: Path) -> dict[str, dict[int, float]]:

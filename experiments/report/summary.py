@@ -11,12 +11,23 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import rich.box
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
 from experiments import files
-from experiments.report import spread
+from experiments.report import spread, targets
 from experiments.report.runs import Curve, Run
+from experiments.report.targets import Target
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """The mean of a metric over seeds, and its standard error."""
+
+    metric: str
+    mean: float | None
+    se: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +35,8 @@ class Row:
     """The results of one arm at one learning rate; `*_se` are standard errors over seeds. `None`: there is no number.
 
     `diverged` counts the seeds whose loss was not finite at some step; all else is about the others. `held_out` is the
-    last value of `metric`, `train_loss` that of the last record, at `step`. `reached` counts the seeds whose training
-    loss reached the target, and `steps_to_target` is their mean. `relative_time` is the median over records of the
+    last value of `metric`, `others` those of other metrics on held-out examples, where the loss is the main one, and
+    `train_loss` that of the last record, at `step`. `relative_time` is the median over records of the
     arm's time over that of its run's first arm in the same round, where both train as many members. `chosen` marks,
     of an arm at several rates, that of the lowest `held_out`: the "best" one, or only the "lowest", where the set that
     chose it was the test set.
@@ -43,10 +54,8 @@ class Row:
     held_out_se: float | None
     train_loss: float | None
     train_loss_se: float | None
-    target_loss: float | None
-    reached: int
-    steps_to_target: float | None
-    steps_to_target_se: float | None
+    others: tuple[Figure, ...]
+    targets: tuple[Target, ...]
     relative_time: float | None
     chosen: Literal["best", "lowest"] | None = None
 
@@ -71,16 +80,16 @@ def write_summary(rows: Sequence[Row], path: Path) -> None:
 
 def columns(rows: Sequence[Row]) -> list[Column]:
     """The table for people: only columns in which something stands."""
-    several_runs = len({row.run for row in rows}) > 1
-    view = [Column("arm", [f"{row.run}: {row.arm}" if several_runs else row.arm for row in rows], is_text=True)]
-    if len({row.learning_rate for row in rows}) > 1:
-        view.append(Column("rate", [f"{row.learning_rate:g}" + " *" * bool(row.chosen) for row in rows]))
+    view = _names(rows)
     for metric in dict.fromkeys(row.metric for row in rows if row.metric):
         view.append(Column(title(metric), [_held_out(row) if row.metric == metric else "-" for row in rows]))
+    for metric in dict.fromkeys(figure.metric for row in rows for figure in row.others):
+        view.append(Column(title(metric), [_other(row, metric) for row in rows]))
     view.append(Column("train loss", ["-" if row.train_loss is None else f"{row.train_loss:.1e}" for row in rows]))
-    targets = {row.target_loss for row in rows} - {None}
-    if targets:
-        view.append(Column(f"steps to {targets.pop():g}" if len(targets) == 1 else "steps to target", _to_target(rows)))
+    if any(row.targets for row in rows) and not has_several_targets(rows):
+        losses = {row.targets[0].loss for row in rows if row.targets}
+        heading = f"steps to {losses.pop():g}" if len(losses) == 1 else "steps to target"
+        view.append(Column(heading, [_steps(row, *row.targets) for row in rows]))
     if any(row.relative_time is not None for row in rows):
         times = ["-" if row.relative_time is None else f"{row.relative_time:.2f}" for row in rows]
         view.append(Column("time / step", times))
@@ -106,20 +115,57 @@ def caption(rows: Sequence[Row]) -> list[str]:
     return [f"{sentence}." for sentence in sentences]
 
 
-def table(rows: Sequence[Row], heading: str) -> Table:
-    """The table for the terminal, at most about 100 columns wide."""
-    text = escape(" ".join(caption(rows)))
-    view = Table(title=escape(heading), caption=text, box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
-    for column in columns(rows):
+def table(rows: Sequence[Row], heading: str) -> Group:
+    """The tables for the terminal, at most about 100 columns wide."""
+    results = _table(columns(rows), heading, " ".join(caption(rows)))
+    if not has_several_targets(rows):
+        return Group(results)
+    return Group(results, "", _table(steps_columns(rows), "Steps to training losses", steps_caption()))
+
+
+def _table(columns: Sequence[Column], heading: str, caption: str) -> Table:
+    view = Table(
+        title=escape(heading),
+        caption=escape(caption),
+        box=rich.box.SIMPLE_HEAD,
+        show_edge=False,
+        collapse_padding=True,
+    )
+    for column in columns:
         if column.is_text:
             view.add_column(escape(column.title), min_width=14, max_width=32, overflow="fold")
         else:
             view.add_column(escape(textwrap.fill(column.title, 10)), justify="right", no_wrap=True)
     above = ""
-    for arm, *cells in zip(*(column.cells for column in columns(rows)), strict=True):
+    for arm, *cells in zip(*(column.cells for column in columns), strict=True):
         view.add_row(*map(escape, ("" if arm == above else arm, *cells)))
         above = arm
     return view
+
+
+def has_several_targets(rows: Sequence[Row]) -> bool:
+    """Whether steps to targets have a table of their own."""
+    return any(len(row.targets) > 1 for row in rows)
+
+
+def steps_columns(rows: Sequence[Row]) -> list[Column]:
+    """The table of the steps to each target, and of what they are over those of the run's first arm."""
+    view = _names(rows)
+    for loss in dict.fromkeys(target.loss for row in rows for target in row.targets):
+        own = [next((target for target in row.targets if target.loss == loss), None) for row in rows]
+        view.append(Column(f"steps to {loss:g}", [_steps(*pair) for pair in zip(rows, own, strict=True)]))
+        if any(target and target.ratio is not None for target in own):
+            ratios = [plus_minus(target.ratio, target.ratio_se) if target else "-" for target in own]
+            view.append(Column("over first", ratios))
+    return view
+
+
+def steps_caption() -> str:
+    """What these are."""
+    return (
+        "Steps of training until the mean training loss since the last record was at most that. Over first: the mean "
+        "over seeds of their ratio to those of the run's first arm, from the same seed, where all seeds came so far."
+    )
 
 
 def title(metric: str) -> str:
@@ -137,12 +183,19 @@ def diverged(count: int, seeds: int) -> str:
     return f"{count}/{seeds} diverged" if count else ""
 
 
+def _names(rows: Sequence[Row]) -> list[Column]:
+    """What tells the rows apart."""
+    several_runs = len({row.run for row in rows}) > 1
+    view = [Column("arm", [f"{row.run}: {row.arm}" if several_runs else row.arm for row in rows], is_text=True)]
+    if len({row.learning_rate for row in rows}) > 1:
+        view.append(Column("rate", [f"{row.learning_rate:g}" + " *" * bool(row.chosen) for row in rows]))
+    return view
+
+
 def _row(curve: Curve, run: Run) -> Row:
     finite, losses = curve.stayed_finite, curve.metrics["train_loss"]
     held_out = curve.metrics[curve.metric].values[-1, finite] if curve.metric else np.empty(0)
-    target = -np.inf if run.target_loss is None else run.target_loss
-    below = losses.values[:, finite] <= target
-    reached = losses.steps[below.argmax(axis=0)][below.any(axis=0)]
+    others = curve.held_out[1:] if curve.metric and not curve.metric.endswith("_error") else []
     return Row(
         run=curve.run,
         arm=curve.arm,
@@ -156,10 +209,8 @@ def _row(curve: Curve, run: Run) -> Row:
         held_out_se=spread.standard_error(held_out),
         train_loss=spread.mean(losses.values[-1, finite]),
         train_loss_se=spread.standard_error(losses.values[-1, finite]),
-        target_loss=run.target_loss,
-        reached=len(reached),
-        steps_to_target=spread.mean(reached),
-        steps_to_target_se=spread.standard_error(reached),
+        others=tuple(_last(curve, metric) for metric in others),
+        targets=tuple(targets.reached(curve, run, loss) for loss in run.target_losses),
         relative_time=_relative_time(curve, run),
     )
 
@@ -187,17 +238,30 @@ def _word(row: Row) -> Literal["best", "lowest"]:
     return "best" if (row.metric or "").startswith("validation") else "lowest"
 
 
+def _last(curve: Curve, metric: str) -> Figure:
+    values = curve.metrics[metric].values[-1, curve.stayed_finite]
+    return Figure(metric, spread.mean(values), spread.standard_error(values))
+
+
 def _held_out(row: Row) -> str:
-    digits = 2 if scale(row.metric or "") == 100 else 4
-    return plus_minus(row.held_out, row.held_out_se, scale(row.metric or ""), digits)
+    factor = scale(row.metric or "")
+    return plus_minus(row.held_out, row.held_out_se, factor, 2 if factor == 100 else _digits(row.held_out))
 
 
-def _to_target(rows: Sequence[Row]) -> list[str]:
-    return [
-        plus_minus(row.steps_to_target, row.steps_to_target_se, digits=0)
-        + (f" ({row.reached}/{row.seeds})" if row.reached < row.seeds and row.target_loss is not None else "")
-        for row in rows
-    ]
+def _other(row: Row, metric: str) -> str:
+    own = (figure for figure in row.others if figure.metric == metric)
+    return next((plus_minus(figure.mean, figure.se, digits=_digits(figure.mean)) for figure in own), "-")
+
+
+def _digits(value: float | None) -> int:
+    return 2 if value is not None and abs(value) >= 10 else 4
+
+
+def _steps(row: Row, target: Target | None = None) -> str:
+    if target is None:
+        return "-"
+    missed = f" ({target.reached}/{row.seeds})" if target.reached < row.seeds else ""
+    return plus_minus(target.steps, target.steps_se, digits=0) + missed
 
 
 def plus_minus(value: float | None, error: float | None, scale: float = 1, digits: int = 2) -> str:

@@ -1,0 +1,63 @@
+"""The pictures that networks made at the end of a run."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Sequence
+
+from PIL import Image
+
+from experiments import pictures
+from experiments.errors import ConfigError
+from experiments.report.runs import Run
+
+_CAPTIONS = {
+    "samples": "Drawn from the prior: what the network makes of noise.",
+    "reconstructions": "Held-out images, and below each what the network makes of a draw from its posterior.",
+    "interpolations": "In each row the way from one held-out image to another, in equal steps of latent variables.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture of a curve's first seed, after so many steps; `source` is a data URL, sizes are in pixels."""
+
+    label: str
+    step: int
+    source: str
+    width: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """The pictures of one kind, in the order of the curves."""
+
+    name: str
+    caption: str
+    pictures: list[Picture]
+
+
+def read(runs: Sequence[Run]) -> list[Kind]:
+    """The last pictures of each curve whose network makes any.
+
+    Raises:
+        ConfigError: a file is no picture.
+    """
+    kinds: dict[str, list[Picture]] = {name: [] for name in _CAPTIONS}
+    for run in runs:
+        for curve in run.curves:
+            for found in pictures.last(run.path, curve.arm, curve.learning_rate):
+                kinds.setdefault(found.kind, []).append(_picture(curve.label, found))
+    return [Kind(name, _CAPTIONS.get(name, ""), own) for name, own in kinds.items() if own]
+
+
+def _picture(label: str, found: pictures.Picture) -> Picture:
+    try:
+        with Image.open(found.path) as image:
+            width, height = image.size
+        content = base64.b64encode(found.path.read_bytes()).decode()
+    except OSError as error:
+        raise ConfigError(f"{found.path}: cannot be read: {error}; remove it") from None
+    return Picture(label, found.step, f"data:image/png;base64,{content}", width, height)
