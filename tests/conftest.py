@@ -8,14 +8,15 @@ _LEVEL = "--xla_backend_optimization_level"
 
 
 def pytest_configure(config):
-    """Before JAX starts. The default run compiles without LLVM's optimization, which spares a fifth of its time.
+    """Before JAX starts. The suite compiles without LLVM's optimization, which spares a fifth of its time.
 
-    To test programs as users compile them, set the level: `XLA_FLAGS=--xla_backend_optimization_level=3`.
+    To test programs as users compile them, as `.ci/run` does where it matters, set the level:
+    `XLA_FLAGS=--xla_backend_optimization_level=3`.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # with libtpu installed, JAX would look for a TPU in each process
     given = os.environ.get("XLA_FLAGS", "")
     flags = [given, "--xla_force_host_platform_device_count=8"]
-    if config.option.markexpr == "not slow" and _LEVEL not in given:
+    if _LEVEL not in given:
         flags.append(f"{_LEVEL}=0")
     os.environ["XLA_FLAGS"] = " ".join(flags)
 

@@ -14,11 +14,8 @@ from wn_jax import curvature
 NO_REAL_NUMBERS = {"plain_leftovers": "int32", "linen_bfloat16": "bfloat16", "linen_float16": "float16"}
 NO_FORWARD_MODE = [name for name, make in ZOO.items() if not make().forward_mode]
 OFTEN = ["linen_boxed", "nnx_mlp", "equinox_mlp"]
-MODELS = [
-    pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow)
-    for name in ZOO
-    if name not in [*NO_REAL_NUMBERS, *NO_FORWARD_MODE]
-]
+WITH_PRODUCTS = [name for name in ZOO if name not in [*NO_REAL_NUMBERS, *NO_FORWARD_MODE]]
+MODELS = [*OFTEN, *(name for name in WITH_PRODUCTS[::2] if name not in OFTEN)]
 
 
 @functools.cache

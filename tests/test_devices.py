@@ -34,7 +34,7 @@ def images(count, seed):
 
 
 DATASET = Dataset(images(64, 0), images(20, 1), "test", 8)
-MESHES = {"data": (8, 1, 1), "fsdp": (1, 8, 1), "model": (1, 1, 8), "mixed": (2, 2, 2)}
+MESHES = {"fsdp": (1, 8, 1), "mixed": (2, 2, 2)}  # `test_mesh_transformer.py` has each axis alone
 
 
 def make(name, *changes, shape=(1, 1, 1), fed=None):
@@ -55,15 +55,11 @@ def on_one_device():
 
 # By mesh, of the kernels of the first convolution (3, 3, 3, 8), of the others (3, 3, 8, 16) and of the dense layer.
 KERNELS = {
-    "data": [P(), P(), P()],
     "fsdp": [P(None, None, None, "fsdp"), P(None, None, "fsdp"), P("fsdp")],
-    "model": [P(None, None, None, "model"), P(None, None, None, "model"), P(None, "model")],
     "mixed": [P(None, None, None, "model"), P(None, None, "fsdp", "model"), P("fsdp", "model")],
 }
 MAGNITUDES = {
-    "data": [P(), P(), P()],
     "fsdp": [P(None, None, None, "fsdp"), P(), P()],
-    "model": [P(None, None, None, "model"), P(None, None, None, "model"), P(None, "model")],
     "mixed": [P(None, None, None, "model"), P(None, None, None, "model"), P(None, "model")],
 }
 

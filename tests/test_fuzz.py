@@ -256,7 +256,7 @@ def test_the_scale_goes_where_it_changes_nothing(program, second):
 
 
 @pytest.mark.slow
-@hypothesis.settings(fuzz, max_examples=150, derandomize=True)
+@hypothesis.settings(fuzz, max_examples=60, derandomize=True)
 @any_program
 def test_the_scale_goes_where_it_changes_nothing_at_length(program, second):
     check(program, second)

@@ -205,7 +205,7 @@ def test_any_weight_survives_the_round_trip(data, shape, dtype, exponent):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.settings(max_examples=100, deadline=None)
 @any_weight
 def test_any_weight_survives_the_round_trip_at_length(data, shape, dtype, exponent):
     check_round_trip(data, shape, dtype, exponent)

@@ -15,6 +15,7 @@ from tests.zoo import ZOO
 STEPS = 20
 RATE = 0.01
 QUICK = ("nnx_mlp", "haiku_mlp")
+OBJECTS = [name for name in ZOO if name.startswith(("nnx", "equinox", "haiku"))]
 guide = functools.cache(run)
 
 
@@ -71,11 +72,7 @@ def loss_by_recipe(name, model, y):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in ZOO
-        if name.startswith(("nnx", "equinox", "haiku"))
-    ],
+    [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OBJECTS[::2] if name not in QUICK)],
 )
 def test_the_recipe_ends_at_the_loss_of_the_functional_reference(name):
     model = ZOO[name]()

@@ -23,9 +23,10 @@ from experiments.report.targets import Target
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """The mean of a metric over seeds, and its standard error."""
+    """The mean of a metric over seeds, and its standard error; and whether the loss is made of it."""
 
     metric: str
+    is_term: bool
     mean: float | None
     se: float | None
 
@@ -78,14 +79,15 @@ def write_summary(rows: Sequence[Row], path: Path) -> None:
     files.write(path, json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
 
 
-def columns(rows: Sequence[Row]) -> list[Column]:
-    """The table for people: only columns in which something stands."""
+def columns(rows: Sequence[Row], terms: bool = True) -> list[Column]:
+    """The table for people: only columns in which something stands, and those of the loss's terms where asked for."""
     view = _names(rows)
     for metric in dict.fromkeys(row.metric for row in rows if row.metric):
         view.append(Column(title(metric), [_held_out(row) if row.metric == metric else "-" for row in rows]))
-    for metric in dict.fromkeys(figure.metric for row in rows for figure in row.others):
+    others = [figure for row in rows for figure in row.others if terms or not figure.is_term]
+    for metric in dict.fromkeys(figure.metric for figure in others):
         view.append(Column(title(metric), [_other(row, metric) for row in rows]))
-    view.append(Column("train loss", ["-" if row.train_loss is None else f"{row.train_loss:.1e}" for row in rows]))
+    view.append(Column("train loss", [_loss(row.train_loss) for row in rows]))
     if any(row.targets for row in rows) and not has_several_targets(rows):
         losses = {row.targets[0].loss for row in rows if row.targets}
         heading = f"steps to {losses.pop():g}" if len(losses) == 1 else "steps to target"
@@ -117,7 +119,7 @@ def caption(rows: Sequence[Row]) -> list[str]:
 
 def table(rows: Sequence[Row], heading: str) -> Group:
     """The tables for the terminal, at most about 100 columns wide."""
-    results = _table(columns(rows), heading, " ".join(caption(rows)))
+    results = _table(columns(rows, terms=False), heading, " ".join(caption(rows)))
     if not has_several_targets(rows):
         return Group(results)
     return Group(results, "", _table(steps_columns(rows), "Steps to training losses", steps_caption()))
@@ -150,21 +152,20 @@ def has_several_targets(rows: Sequence[Row]) -> bool:
 
 def steps_columns(rows: Sequence[Row]) -> list[Column]:
     """The table of the steps to each target, and of what they are over those of the run's first arm."""
-    view = _names(rows)
-    for loss in dict.fromkeys(target.loss for row in rows for target in row.targets):
-        own = [next((target for target in row.targets if target.loss == loss), None) for row in rows]
-        view.append(Column(f"steps to {loss:g}", [_steps(*pair) for pair in zip(rows, own, strict=True)]))
-        if any(target and target.ratio is not None for target in own):
-            ratios = [plus_minus(target.ratio, target.ratio_se) if target else "-" for target in own]
-            view.append(Column("over first", ratios))
-    return view
+    pairs = [(row, target) for row in rows for target in row.targets]
+    return [
+        *_names([row for row, _ in pairs]),
+        Column("training loss", [f"{target.loss:g}" for _, target in pairs]),
+        Column("steps", [_steps(row, target) for row, target in pairs]),
+        Column("over the first arm's", [plus_minus(target.ratio, target.ratio_se) for _, target in pairs]),
+    ]
 
 
 def steps_caption() -> str:
     """What these are."""
     return (
-        "Steps of training until the mean training loss since the last record was at most that. Over first: the mean "
-        "over seeds of their ratio to those of the run's first arm, from the same seed, where all seeds came so far."
+        "Steps of training until the mean training loss since the last record was at most that. Over the first arm's: "
+        "the mean over seeds of their ratio to those of the run's first arm from the same seed, where all came so far."
     )
 
 
@@ -240,12 +241,18 @@ def _word(row: Row) -> Literal["best", "lowest"]:
 
 def _last(curve: Curve, metric: str) -> Figure:
     values = curve.metrics[metric].values[-1, curve.stayed_finite]
-    return Figure(metric, spread.mean(values), spread.standard_error(values))
+    return Figure(metric, metric in curve.terms, spread.mean(values), spread.standard_error(values))
 
 
 def _held_out(row: Row) -> str:
     factor = scale(row.metric or "")
     return plus_minus(row.held_out, row.held_out_se, factor, 2 if factor == 100 else _digits(row.held_out))
+
+
+def _loss(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1e}" if value < 0.1 else f"{value:.4g}"
 
 
 def _other(row: Row, metric: str) -> str:
