@@ -82,8 +82,8 @@ def draw(axes: Axes, panel: Panel) -> None:
         _draw_lost(axes, line, row)
     for target in panel.targets if len(finite) else ():
         axes.axhline(target, color=INK, linestyle=(0, (1, 2)), linewidth=1)
-        style: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points", "size": 9}
-        axes.annotate(f"target {target:g}", (0, target), xycoords=("axes fraction", "data"), **style)
+        beside = axes.get_yaxis_transform()  # where no curve is
+        axes.text(1.01, target, f"target {target:g}", transform=beside, fontsize=8, va="center", clip_on=False)
     _plain_ticks(axes)
 
 
