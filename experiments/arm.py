@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, mesh, sharding, training
+from experiments import data, mesh, sharding, tasks, training
 from experiments.config import ArmConfig, Experiment
 from experiments.errors import ConfigError
 from experiments.placement import Batch, Placement, placed
@@ -29,8 +29,7 @@ class Advance(NamedTuple):
     Attributes:
         figures: `train_loss`, the mean over the steps, and the same of its terms.
         nonfinite_step: of each member, as in its state.
-        at_fault: what was not finite at that step, where it is one of these: terms of the loss, else "loss"; nothing
-            where it was the update.
+        at_fault: of each member, which terms of the loss were not finite at that step, if it has terms.
     """
 
     figures: Figures
@@ -83,12 +82,12 @@ class Arm:
         """Train all members up to the next record."""
         before, taken = int(self.states[0].step[0]), []
         for group, member in enumerate(self._groups):
-            parts = []
             for rows in self._orders(member, self.states[group].step[0]):
                 self.states[group], figures = self._advance(self.states[group], member, self.placement.train, rows)
-                parts.append(figures)
-            taken.append(jax.tree.map(lambda *values: np.concatenate(values, axis=1, dtype=np.float64), *parts))
-        steps = jax.tree.map(lambda *values: _joined(values), *taken)
+                taken.append(figures)
+        steps = {
+            name: self._steps([figures[name] for figures in taken]) for name in taken[0]
+        }  # now that all is under way
         nonfinite = _joined([state.nonfinite_step for state in self.states])
         at_fault = [_at_fault(steps, member, step - before - 1) for member, step in enumerate(nonfinite)]
         return Advance({f"train_{name}": values.mean(axis=1) for name, values in steps.items()}, nonfinite, at_fault)
@@ -98,8 +97,8 @@ class Arm:
         sums = []
         for state, member in self._each():
             parts = [
-                self._evaluate(state, member, examples, mask, jnp.int32(part))
-                for part, (examples, mask) in enumerate(self.placement.held_out())
+                self._evaluate(state, member, examples, mask, first)
+                for first, examples, mask in self._numbered_held_out()
             ]
             sums.append(functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts))
         return {name: _joined([own[name] for own in sums]) / self._held_out_examples for name in sums[0]}
@@ -110,18 +109,17 @@ class Arm:
 
         Source: Burda et al. 2016, arXiv 1509.00519.
         """
-        draws = self.functions.task.draws
         if self.functions.task.log_weight is None:
             return {}
         sums = []
         for state, member in self._each():
-            total = jnp.zeros(len(member.seed))
-            for part, (examples, mask) in enumerate(self.placement.held_out()):
-                mean = jnp.full((len(member.seed), len(mask)), -jnp.inf)
-                for draw in range(draws):
+            total = 0.0
+            for first, examples, mask in self._numbered_held_out():
+                log_sum = self.placement.put(np.full((len(member.seed), len(mask)), -np.inf, np.float32))
+                for draw in range(self.functions.task.draws):
                     check()
-                    mean = self._add_weight(mean, state, member, examples, jnp.int32(part), jnp.int32(draw))
-                total += jnp.where(mask, mean - np.log(draws), 0).sum(axis=-1)
+                    log_sum = self._add_weight(log_sum, state, member, examples, first, np.int32(draw))
+                total = total + np.asarray(self._log_mean(log_sum, mask))
             sums.append(total)
         return {"log_likelihood": _joined(sums) / self._held_out_examples}
 
@@ -149,6 +147,19 @@ class Arm:
     def _each(self) -> Iterable[tuple[State, training.Member]]:
         """The groups."""
         return zip(self.states, self._groups, strict=True)
+
+    def _steps(self, values: list[Any]) -> np.ndarray:
+        """(members, steps) of what each call gave for its group and its steps, group by group."""
+        calls = len(values) // len(self._groups)
+        groups = [values[start : start + calls] for start in range(0, len(values), calls)]
+        return _joined([np.concatenate(own, axis=1, dtype=np.float64) for own in groups])
+
+    def _numbered_held_out(self) -> Iterator[tuple[np.int32, tasks.Examples, jax.Array]]:
+        """The parts of the held-out examples, each with the number of its first."""
+        first = 0
+        for examples, mask in self.placement.held_out():
+            yield np.int32(first), examples, mask
+            first += len(mask)
 
     @property
     def _held_out_examples(self) -> int:
@@ -224,7 +235,7 @@ class Arm:
         return self._jit(self.functions.order, (0, None))
 
     @functools.cached_property
-    def _advance(self) -> Callable[..., tuple[State, jax.Array]]:
+    def _advance(self) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
         return self.lower().compile()
 
     @functools.cached_property
@@ -241,10 +252,16 @@ class Arm:
 
     @functools.cached_property
     def _add_weight(self) -> Callable[..., jax.Array]:
-        def added(total: jax.Array, *rest: Any) -> jax.Array:
-            return jnp.logaddexp(total, self.functions.log_weight(*rest))
+        def added(log_sum: jax.Array, *rest: Any) -> jax.Array:
+            return jnp.logaddexp(log_sum, self.functions.log_weight(*rest))
 
         return self._jit(added, (0, 0, 0, None, None, None))
+
+    @functools.cached_property
+    def _log_mean(self) -> Callable[..., jax.Array]:
+        """From sums over the draws of each example to the sum over the examples of the logarithm of their means."""
+        log_draws = np.log(self.functions.task.draws)
+        return self._jit(lambda log_sum, mask: jnp.sum(jnp.where(mask, log_sum - log_draws, 0)), (0, None))
 
     @functools.cached_property
     def _statistics(self) -> Callable[..., Any]:
@@ -276,8 +293,7 @@ def _joined(values: Any) -> np.ndarray:
 
 
 def _at_fault(steps: dict[str, np.ndarray], member: int, step: int) -> tuple[str, ...]:
-    """Which of these, each (members, steps), is not finite at a step. "loss" has terms, and is named without them."""
+    """Which of these, each (members, steps), is not finite at a step, the loss aside, which is made of the others."""
     if not 0 <= step < steps["loss"].shape[1]:
         return ()
-    found = [name for name, values in steps.items() if not np.isfinite(values[member, step])]
-    return tuple(name for name in found if name != "loss" or found == ["loss"])
+    return tuple(name for name in steps if name != "loss" and not np.isfinite(steps[name][member, step]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import pydantic
-from pydantic import PositiveFloat
 
 from experiments import data
 from experiments.conditioning.table import ConditioningConfig
@@ -85,11 +84,18 @@ class TrainConfig(Table):
     keep_checkpoints: Count = 2
     seeds: Count
     first_seed: CountOrZero = 0
-    target_loss: Annotated[tuple[PositiveFloat, ...], pydantic.BeforeValidator(several)] = ()
+    target_loss: Annotated[tuple[float, ...], pydantic.BeforeValidator(several)] = ()
     ema: Fraction = 0.0
     on_nonfinite: Literal["auto", "stop", "mark"] = "auto"
     steps_per_call: Count | None = None
     members_per_call: Count | None = None
+
+    @pydantic.field_validator("target_loss")
+    @classmethod
+    def _targets_differ(cls, targets: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(targets)) < len(targets):
+            raise ValueError(f"{list(targets)} names a loss twice")
+        return targets
 
     @pydantic.model_validator(mode="after")
     def _whole_records(self) -> TrainConfig:
@@ -131,6 +137,15 @@ class ArmConfig(Table):
             raise ValueError(
                 "one example has no standard deviation for model.init = 'data'; "
                 "set model.init_examples to 2 or more, or model.init = 'framework'"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _drawn_anew_in_training(self) -> ArmConfig:
+        if self.data.binarize == "dynamic" and getattr(self.model, "likelihood", None) != "bernoulli":
+            raise ValueError(
+                "data.binarize = 'dynamic' leaves it to training to draw binary images, and only a vae with likelihood "
+                "= 'bernoulli' does; set data.binarize = 'fixed'"
             )
         return self
 

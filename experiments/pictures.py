@@ -57,7 +57,7 @@ def mosaic(grid: np.ndarray) -> np.ndarray:
 
 
 def _folder(run: Path, arm: str, rate: float) -> Path:
-    return run / FOLDER / arm / f"{rate:g}"
+    return run / FOLDER / arm / repr(rate)
 
 
 def _found(folder: Path) -> Iterator[Picture]:

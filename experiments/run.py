@@ -88,7 +88,7 @@ def advance(
     seconds = (time.perf_counter() - start) / train.record_every
     figures: dict[str, Any] = dict(advanced.figures)
     if step % train.evaluation_period == 0 or step == train.steps:
-        figures |= _evaluated(arm, last=step == train.steps, check=check)
+        figures |= _evaluated(arm, last=step == train.steps and not _stops(arm, train, advanced), check=check)
         for sample in _samples(name, arm, step):
             folder.write_sample(sample)
         for rate, images in _pictures(arm):
@@ -124,7 +124,8 @@ def _records(name: str, arm: Arm, step: int, figures: dict[str, Any], advanced: 
         if (steps != NOT_YET).any():
             marks["nonfinite_step"] = [_or_none(int(step)) for step in steps]
         if any(at_fault):
-            marks["at_fault"] = {str(seed): _words(terms) for seed, terms in enumerate(at_fault) if terms}
+            numbered = enumerate(at_fault, arm.config.train.first_seed)
+            marks["at_fault"] = {str(seed): _words(terms) for seed, terms in numbered if terms}
         rest = {key: own(value) for key, value in figures.items()}
         yield {"arm": name, "learning_rate": rate, "step": step, **rest, **marks}
 
@@ -152,12 +153,17 @@ def _or_none(step: int) -> int | None:
     return None if step == NOT_YET else step
 
 
+def _stops(arm: Arm, train: TrainConfig, advanced: Advance) -> bool:
+    """Whether a loss that is not finite ends the run."""
+    stops = train.on_nonfinite == "stop" or (train.on_nonfinite == "auto" and len(arm.members) == 1)
+    return stops and bool((advanced.nonfinite_step != NOT_YET).any())
+
+
 def _check_finite(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, advanced: Advance) -> None:
     """Stops the run at a loss that is not finite, where that is the rule."""
-    steps = advanced.nonfinite_step
-    stops = train.on_nonfinite == "stop" or (train.on_nonfinite == "auto" and len(arm.members) == 1)
-    if not stops or (steps == NOT_YET).all():
+    if not _stops(arm, train, advanced):
         return
+    steps = advanced.nonfinite_step
     member = int(np.argmax(steps != NOT_YET))
     rate, seed = arm.members[member]
     which = f"arm {name!r} (learning rate {rate:g}, seed {seed})"
@@ -167,9 +173,8 @@ def _check_finite(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, ad
     except RunError as error:
         good = f"no checkpoint could be written: {error}"
     terms = _words(advanced.at_fault[member])
-    known = terms not in ("", "loss")
     raise RunError(
-        f"the {terms if known else 'loss'} of {which}{'' if known else ', or its update,'} was not finite at step "
+        f"the {terms or 'loss'} of {which}{'' if terms else ', or its update,'} was not finite at step "
         f"{steps[member]}; {good}. Begin anew with a lower "
         "learning rate or optimizer.clip_norm, or go on with --resume --set train.on_nonfinite=mark for the other arms"
     )

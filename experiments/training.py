@@ -52,9 +52,9 @@ class Functions:
         order: `(member, first step) -> (record_every, batch size)`: the rows of the steps up to the next record.
         advance: `(state, member, training examples, order) -> state, {name: (steps,)}`: a step for each row of `order`,
             and of each the "loss" and its terms.
-        evaluate: `(state, member, examples, mask, part) -> {name: sum over the examples where the mask is 1}`, of the
-            part number `part` of those that are held out.
-        log_weight: `(state, member, examples, part, draw) -> (examples,)`, as the task's, where it has one.
+        evaluate: `(state, member, examples, mask, first) -> {name: sum over the examples where the mask is 1}`, where
+            the first of the examples is number `first` of those that are held out.
+        log_weight: `(state, member, examples, first, draw) -> (examples,)`, as the task's, where it has one.
         sample, pictures: `(state, member) -> (bytes,)`, `(state, member, examples) -> {name: images}`, as the task's,
             where it has them.
         statistics: `state, member -> {"norms": {weight: mean}, "effective_step": {weight: mean}}`, over the features.
@@ -191,16 +191,16 @@ def functions(
         return state.average if train.ema else state.params
 
     def evaluate(
-        state: State, member: Member, examples: Examples, mask: jax.Array, part: jax.Array
+        state: State, member: Member, examples: Examples, mask: jax.Array, first: jax.Array
     ) -> dict[str, jax.Array]:
-        key = jax.random.fold_in(_key(member, "evaluate"), part)  # the same each time, so that what changes is trained
-        figures = wrapped(task.evaluate)(evaluated(state), state.model_state, layout.share(examples), key)
+        keys = _key_of_each(_key(member, "evaluate"), examples, first)  # the same each time: what changes is trained
+        figures = wrapped(task.evaluate)(evaluated(state), state.model_state, layout.share(examples), keys)
         return {name: jnp.sum(jnp.where(mask, values, 0)) for name, values in figures.items()}
 
-    def log_weight(state: State, member: Member, examples: Examples, part: jax.Array, draw: jax.Array) -> jax.Array:
+    def log_weight(state: State, member: Member, examples: Examples, first: jax.Array, draw: jax.Array) -> jax.Array:
         assert task.log_weight is not None
-        key = jax.random.fold_in(jax.random.fold_in(_key(member, "draw"), part), draw)
-        return wrapped(task.log_weight)(evaluated(state), state.model_state, layout.share(examples), key)
+        keys = _key_of_each(jax.random.fold_in(_key(member, "draw"), draw), examples, first)
+        return wrapped(task.log_weight)(evaluated(state), state.model_state, layout.share(examples), keys)
 
     def sample(state: State, member: Member) -> jax.Array:
         assert task.sample is not None
@@ -253,6 +253,11 @@ _PURPOSES = ("init", "order", "init from data", "step", "spread", "sample", "eva
 def _key(member: Member, purpose: str) -> jax.Array:
     """A key of the member's own for each purpose, so that arms of one seed see the same batches and the same noise."""
     return jax.random.fold_in(jax.random.key(member.seed), _PURPOSES.index(purpose))
+
+
+def _key_of_each(key: jax.Array, examples: Examples, first: jax.Array) -> jax.Array:
+    """A key for each example by its number, whichever others are with it: so figures are the same on any mesh."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(len(next(iter(examples.values())))))
 
 
 def _spread(params: Any, axes: dict[str, tuple[int, ...]], key: jax.Array, deviation: float) -> Any:

@@ -89,15 +89,15 @@ def test_each_draw_of_the_true_posterior_gives_the_exact_log_likelihood():
     """p(x, z) / p(z | x) is p(x) for every z."""
     task, params, examples = exact_task()
     for seed in range(3):
-        found = task.log_weight(params, {}, examples, jax.random.key(seed))
+        found = task.log_weight(params, {}, examples, jax.random.split(jax.random.key(seed), len(X)))
         np.testing.assert_allclose(found, exact_log_likelihood(X), atol=1e-5)
 
 
 def test_the_task_evaluates_the_closed_form():
     """In the mean over many draws, within four of its standard errors; the terms are its parts."""
     task, params, examples = exact_task()
-    figures = jax.vmap(lambda key: task.evaluate(params, {}, examples, key))(
-        jax.random.split(jax.random.key(0), 10_000)
+    figures = jax.vmap(lambda keys: task.evaluate(params, {}, examples, keys))(
+        jax.random.split(jax.random.key(0), (10_000, len(X)))
     )
     expected, kl = closed_form(X, (X - BIAS) @ EXACT_MEAN.T, EXACT_VARIANCE)
     np.testing.assert_allclose(expected + kl, -exact_log_likelihood(X), rtol=1e-12)  # the bound is tight

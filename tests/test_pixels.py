@@ -65,6 +65,7 @@ def test_binarized_images_are_the_same_each_time_and_have_the_grey_ones_as_their
     assert (abs(drawn.mean(axis=0) - grey) < 5 * np.sqrt(grey * (1 - grey) / 4000)).all()
     np.testing.assert_array_equal(drawn, binarized(many, "grey", seed=1))
     assert (drawn != binarized(many, "grey", seed=2)).any()
+    np.testing.assert_array_equal(binarized(np.full(12, 0.5), "pinned", 0), [0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1])
     ends = np.array([0.0, 1.0], np.float32)
     np.testing.assert_array_equal(binarized(np.tile(ends, 1000), "ends", 0), np.tile(ends, 1000))
 
@@ -106,15 +107,20 @@ def test_pixels_that_are_no_grey_values_are_not_binarized():
 
 GREY, BLACK = np.full((3, 2, 2, 1), 0.5), np.zeros((3, 2, 2, 1))
 BAD_PIXELS = {
-    "negative": ("bernoulli", -GREY, BLACK, "pixels go from -0.5 to -0.5, outside 0 to 1; a pixel is black"),
+    "negative": ("bernoulli", -GREY, BLACK, "pixels go from -0.5 to -0.5, outside 0 to 1; a grey value is the pro"),
     "NaN": ("bernoulli", np.nan * GREY, BLACK, "pixels go from nan to nan, outside 0 to 1"),
     "grey": ("bernoulli", GREY, GREY, "pixels are grey, and bernoulli has 0 and 1: set data.binarize = 'fixed' or"),
-    "whitened": ("logistic", 3 * GREY, BLACK, "pixels go from 1.5 to 1.5, outside -0.996094 to 0.996094.*data.whiten"),
+    "whitened": (
+        "logistic",
+        3 * GREY,
+        BLACK,
+        "pixels go from 1.5 to 1.5, outside -0.996094 to 0.996094.*without data.whit",
+    ),
     "no bytes": (
         "logistic",
         GREY,
         GREY,
-        "pixels are not bytes, written as (byte - 127.5) / 128: choose data.name = 'c",
+        "pixels are not bytes, and bytes are written as (byte - 127.5) / 128: choose",
     ),
 }
 

@@ -2,59 +2,22 @@
 
 import json
 import re
-import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from PIL import Image
 
 import experiments.data as data
 import wn_jax as wn
 from experiments import arm, pictures, tasks, toml_file, training
 from experiments.data import Dataset
-from experiments.data.source import Raw, Source
-from experiments.errors import ConfigError
-from experiments.report import report
 from experiments.run_folder import read_records
 from experiments.tasks.vae import VAEConfig
-from tests.experiments import ROOT, fails, invoke, run_once
-from tests.messages import pattern
-
-SMALL = ROOT / "configs" / "vae_mnist_small.toml"
-TINY = [
-    *("data.name=stripes", "data.batch_size=8", "data.test_examples=10", "model.widths=[]", "model.dense=5"),
-    *("model.latents=[3]", "model.importance_samples=3", "train.steps=4", "train.record_every=1", "mesh.data=1"),
-    *("train.evaluate_every=2", "train.seeds=2", "train.target_loss=[1000.0,1.0]"),
-]
-CONVOLUTIONS = ["model.widths=[2,3]", "model.latents=[3,2]"]
-
-
-def stripes(count, seed):
-    """Images 8 x 8 of grey stripes of random direction and place."""
-    random = np.random.default_rng(seed)
-    angle, place = random.uniform(0, np.pi, (2, count, 1, 1))
-    y, x = np.mgrid[:8, :8]
-    return (0.5 + 0.5 * np.sin(x * np.cos(angle) + y * np.sin(angle) + 2 * place))[..., None].astype(np.float32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stripes_are_a_data_set():
-    labels = np.zeros(40, np.int32)
-    raw = Raw(stripes(40, 0), labels, stripes(20, 1), labels[:20], classes=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data.SOURCES, "stripes", Source("stripes", lambda _: raw))
-        patch.setattr(data, "NAMES", (*data.NAMES, "stripes"))
-        yield
-
-
-def settings(*changes):
-    return [word for change in (*TINY, *changes) for word in ("--set", change)]
-
-
-def config(name, *changes):
-    return toml_file.load(SMALL, [*TINY, *changes]).arms[name]
+from tests.experiments import invoke, run_once
+from tests.vaes import CONVOLUTIONS, SMALL, TINY, config, settings, stripes, stripes_are_a_data_set  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +36,53 @@ def test_a_run_records_the_bound_and_its_terms(run):
         assert not any("bits" in name for name in record)
 
 
-def test_the_estimate_of_the_log_likelihood_is_above_the_bound(run):
-    """In the mean, over ten images and three draws: the draws are others than those of the bound."""
-    last = [record for record in read_records(run[0] / "metrics.jsonl") if record["step"] == 4]
-    for record in last:
-        assert (np.array(record["test_log_likelihood"]) > -np.array(record["test_loss"]) - 1).all()
+def in_parts(dataset, sizes, filled):
+    """The held-out examples in parts of these sizes, each filled up with examples that do not count."""
+    first, parts = 0, []
+    for size in sizes:
+        rows = np.resize(np.arange(first, first + size), max(size, filled))
+        parts.append(({"x": dataset.held_out["x"][rows]}, np.arange(len(rows)) < size))
+        first += size
+    return parts
+
+
+@pytest.fixture(scope="module")
+def trained():
+    own = arm.build(toml_file.select(toml_file.load(SMALL, TINY), ["weight_norm"]))["weight_norm"]
+    own.prepare()
+    own.advance()
+    return own
+
+
+def test_the_log_likelihood_is_that_of_the_mean_over_the_draws(trained):
+    weights = np.stack(
+        [
+            jax.vmap(trained.functions.log_weight, (0, 0, None, None, None))(
+                trained.states[0], trained._groups[0], trained.placement.dataset.held_out, 0, draw
+            )
+            for draw in range(3)
+        ]
+    ).astype(float)
+    assert weights.shape == (3, 2, 10)
+    assert len(np.unique(weights)) == weights.size, "each draw, seed and image has its own noise"
+    expected = (scipy.special.logsumexp(weights, axis=0) - np.log(3)).mean(axis=-1)
+    checks = []
+    found = trained.log_likelihood(lambda: checks.append(1))["log_likelihood"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert len(checks) == 3
+
+
+def test_what_is_evaluated_does_not_depend_on_what_is_evaluated_together(trained, monkeypatch):
+    """As another mesh has it: in parts of other sizes, filled up to whole ones."""
+    whole = {**trained.evaluate(), **trained.log_likelihood(lambda: None)}
+    monkeypatch.setattr(trained.placement, "held_out", lambda: in_parts(trained.placement.dataset, [5, 5], 5))
+    halves = {**trained.evaluate(), **trained.log_likelihood(lambda: None)}
+    assert halves.keys() == {"loss", "reconstruction", "kl", "log_likelihood"}
+    for name, values in whole.items():
+        np.testing.assert_allclose(halves[name], values, rtol=1e-5, err_msg=name)
+    monkeypatch.setattr(trained.placement, "held_out", lambda: in_parts(trained.placement.dataset, [10], 13))
+    for name, values in {**trained.evaluate(), **trained.log_likelihood(lambda: None)}.items():
+        np.testing.assert_allclose(values, whole[name], rtol=1e-5, err_msg=name)
 
 
 def test_pictures_are_written_at_each_evaluation(run):
@@ -136,8 +141,18 @@ def test_a_resumed_run_is_the_whole_one(tmp_path):
     assert (out / "metrics.jsonl").read_bytes() == records
 
 
+def test_both_arms_see_the_same_batches_binary_images_and_noise():
+    """Started as the same function they have the same loss in the first step, and at its end the same evaluation."""
+    changes = ["data.binarize=dynamic", "arms.weight_norm.model.init=framework", "optimizer.learning_rate=1e-9"]
+    plain, weight_norm = arm.build(toml_file.load(SMALL, [*TINY, *changes])).values()
+    for own in (plain, weight_norm):
+        own.prepare()
+    np.testing.assert_allclose(*(own.advance().figures["train_loss"] for own in (plain, weight_norm)), rtol=1e-6)
+    np.testing.assert_allclose(*(own.evaluate()["kl"] for own in (plain, weight_norm)), rtol=1e-5)
+
+
 @pytest.mark.slow
-def test_both_arms_see_the_same_noise_and_start_from_the_same_kernels():
+def test_both_arms_start_from_the_same_kernels():
     started = {}
     for name in ("plain", "weight_norm"):
         own = config(name, *CONVOLUTIONS)
@@ -202,7 +217,7 @@ def test_bits_per_dimension_are_those_of_bytes():
     x = np.full((3, 2, 2, 1), 0.5 / 128, np.float32)
     own = task("logistic", dataset=Dataset({"x": x}, {"x": x}, "test", 1))
     params, _ = own.init(jax.random.key(0), {"x": x})
-    figures = own.evaluate(params, {}, {"x": x}, jax.random.key(1))
+    figures = own.evaluate(params, {}, {"x": x}, jax.random.split(jax.random.key(1), 3))
     np.testing.assert_allclose(figures["bits_per_dim"], figures["loss"] / 4 / np.log(2), rtol=1e-6)
 
 
@@ -218,92 +233,6 @@ def test_the_scale_goes_where_the_weights_are_used_whichever_side_it_is_on():
     for scale in ("auto", "weight", "output"):
         loss = jax.jit(wn.wrap(built.loss, scale=scale))(nodes, {}, examples, jax.random.key(1))[0]
         np.testing.assert_allclose(loss, plain, rtol=1e-5)
-
-
-BAD = {
-    "no latents": (["model.latents=[]"], "model.latents: .*at least 1"),
-    "a layer of none": (["model.latents=[0]"], "model.latents.*greater than 0"),
-    "more layers than places": (["model.latents=[3,2]"], "latents has 2 layers, and the decoder places for 1: one on"),
-    "strides": (
-        ["model.widths=[2,2,2,2,2]"],
-        "model.widths: 5 stages halve images 4 times, and 8 x 8 pixels cannot be divided by 16; leave out some",
-    ),
-    "a negative weight": (["model.kl_weight=-0.1"], "model.kl_weight: .*greater than or equal to 0"),
-    "negative free bits": (["model.free_bits=-1.0"], "model.free_bits: .*greater than or equal to 0"),
-    "no draws": (["model.importance_samples=0"], "model.importance_samples: .*greater than 0"),
-    "grey": (["data.binarize=none"], "model.likelihood: 'bernoulli': pixels are grey, and bernoulli has 0 and 1: set"),
-    "another likelihood": (
-        ["model.likelihood=poisson"],
-        "model.likelihood: 'poisson' is not allowed; allowed: bernoulli, logistic, normal",
-    ),
-    "whitened": (["data.whiten=true"], "whiten makes of pixels other numbers than the 0 to 1 of binarize; leave one"),
-    "text": (
-        ["data.name=text", "data.binarize=none", "data.window=32"],
-        "model.name: vae models images, and the examples are text; choose 'gpt'",
-    ),
-    "binarized text": (["data.name=text"], "binarize has no meaning for text; leave it out"),
-    "vectors": (
-        ["data.name=linear", "data.binarize=none", "model.likelihood=normal"],
-        "model.name: vae models images, and the examples have the shape (20,); choose 'mlp'",
-    ),
-    "a bad target": (["train.target_loss=[3.0,-1.0]"], "train.target_loss.*greater than 0"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input(case, tmp_path):
-    changes, message = BAD[case]
-    error = fails("compare", SMALL, *settings(*changes), "--out", tmp_path / "run")
-    assert re.search(pattern(message), error), error
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_bound_that_is_not_finite_names_step_arm_and_term(tmp_path):
-    changes = ["optimizer.learning_rate=1e30", "train.seeds=1", "train.ema=0.0"]
-    error = fails("train", SMALL, "--arm", "plain", *settings(*changes), "--out", tmp_path / "run", code=1)
-    assert re.search(
-        r"the (reconstruction|kl|kl and reconstruction) of arm 'plain' \(learning rate 1e\+30, seed 0\) was", error
-    )
-    assert "not finite at step 2; no checkpoint was made before" in error
-
-
-def test_what_is_at_fault():
-    steps = {
-        "loss": np.array([[1, np.nan], [np.inf, 1]]),
-        "reconstruction": np.array([[1, 1], [np.inf, 1]]),
-        "kl": np.array([[1, np.nan], [np.nan, 1]]),
-    }
-    assert arm._at_fault(steps, 0, 1) == ("kl",)
-    assert arm._at_fault(steps, 1, 0) == ("reconstruction", "kl")
-    assert arm._at_fault({"loss": steps["loss"]}, 0, 1) == ("loss",)
-    assert arm._at_fault(steps, 0, 0) == (), "the update was"
-    assert arm._at_fault(steps, 0, 2) == (), "that was in an earlier record"
-
-
-def test_a_seed_that_diverges_is_marked_with_the_term(tmp_path):
-    changes = ["optimizer.learning_rate=1e30", "train.ema=0.0"]
-    arguments = ("train", SMALL, "--arm", "plain", *settings(*changes), "--out", tmp_path / "run")
-    assert invoke(*arguments).exit_code == 0
-    records = read_records(tmp_path / "run" / "metrics.jsonl")
-    assert [record["nonfinite_step"] for record in records if "nonfinite_step" in record] == 3 * [[2, 2]]
-    (noted,) = [record["at_fault"] for record in records if "at_fault" in record]
-    assert noted.keys() == {"0", "1"}
-    assert f"at step 2 seeds 0 ({noted['0']}), 1 ({noted['1']})" in (tmp_path / "run" / "report.html").read_text()
-
-
-def test_curvature_needs_a_likelihood(tmp_path):
-    table = tmp_path / "it.toml"
-    table.write_text(SMALL.read_text() + "\n[conditioning]\nsteps = [0]\npath = 'plain'\n")
-    error = fails("conditioning", table, *settings(), "--out", tmp_path / "run")
-    assert "conditioning.path: the loss of arm 'plain' is no log-likelihood of what its network predicts" in error
-
-
-def test_a_damaged_picture_is_named(run, tmp_path):
-    shutil.copytree(run[0], tmp_path / "run")
-    bad = pictures.last(tmp_path / "run", "plain", 0.002)[0].path
-    bad.write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match=pattern(f"{bad}: cannot be read.*remove it")):
-        report([tmp_path / "run"])
 
 
 def test_a_mosaic_has_each_image_in_its_place():

@@ -131,13 +131,20 @@ def _prepared(folders: tuple[Path, ...], cuts: _Cuts, whiten: bool, binarize: st
     if whiten:
         whitening = zca(raw.train_x[:left], scale=raw.scale)
         train_x, held_out_x = whitening.apply(train_x), whitening.apply(held_out_x)
-    if binarize != "none":  # drawn for the whole set, so that an image is the same one whatever is cut off
-        sets = (raw.train_x, raw.test_x)
-        drawn = cuts.of(*(binarized(raw.scale(x), cuts.name, seed) for seed, x in enumerate(sets)))
+    if binarize != "none":
+        drawn = cuts.of(*_black_and_white(raw, cuts, of_training=binarize == "fixed"))
         train_x, held_out_x = drawn if binarize == "fixed" else (train_x, drawn[1])
     for array in (train_x, held_out_x):
         array.setflags(write=False)
     return Dataset({"x": train_x, "y": train_y}, {"x": held_out_x, "y": held_out_y}, cuts.held_out_name, raw.classes)
+
+
+def _black_and_white(raw: Raw, cuts: _Cuts, of_training: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The images binarized, as a whole, so that each is the same whatever is cut off; those that are not used, grey."""
+    used = (of_training or cuts.validation > 0, cuts.validation == 0)
+    sets = enumerate(zip((raw.train_x, raw.test_x), used, strict=True))
+    train, test = (binarized(raw.scale(x), cuts.name, seed) if used else x for seed, (x, used) in sets)
+    return train, test
 
 
 @functools.cache

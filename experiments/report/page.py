@@ -49,7 +49,7 @@ def _results(rows: Sequence[Row]) -> list[dict[str, Any]]:
     results = {"id": "results", "title": "Results", "columns": columns, "caption": caption}
     if not summary.has_several_targets(rows):
         return [results]
-    columns, caption = summary.steps_columns(rows), summary.steps_caption()
+    columns, caption = summary.steps_columns(rows), summary.steps_caption(rows)
     return [results, {"id": "steps", "title": "Steps to training losses", "columns": columns, "caption": caption}]
 
 
@@ -88,9 +88,10 @@ def _diverged(run: Run) -> list[str]:
     sentences = []
     for curve in run.curves:
         when: dict[int, list[str]] = {}
-        for number, (step, terms) in enumerate(zip(curve.nonfinite, curve.at_fault, strict=True), run.first_seed):
+        for seed, step in enumerate(curve.nonfinite, run.first_seed):
             if step is not None:
-                when.setdefault(step, []).append(f"{number} ({terms})" if terms not in ("", "loss") else f"{number}")
+                terms = curve.at_fault.get(str(seed))
+                when.setdefault(step, []).append(f"{seed} ({terms})" if terms else str(seed))
         if when:
             count = sum(map(len, when.values()))
             places = [

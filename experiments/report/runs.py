@@ -38,7 +38,7 @@ class Curve:
     """What one arm recorded at one learning rate; the other fields of the run that a row or a figure needs with it.
 
     `metrics` are series by name, `norms` and `effective_step` by layer. `nonfinite` holds for each seed the step at
-    which its loss first was not finite, or None, and `at_fault` which terms of it were not, where that is known, or "".
+    which its loss first was not finite, or None, and `at_fault` by seed which terms of it were not, if it has terms.
     `seconds` are those per step, of all seeds and rates of the arm together, by the step of the record.
     """
 
@@ -50,7 +50,7 @@ class Curve:
     norms: dict[str, Series]
     effective_step: dict[str, Series]
     nonfinite: tuple[int | None, ...]
-    at_fault: tuple[str, ...]
+    at_fault: dict[str, str]
     seconds: dict[int, float]
 
     @property
@@ -233,13 +233,10 @@ def _nonfinite(records: list[dict[str, Any]]) -> tuple[int | None, ...]:
     return tuple(first)
 
 
-def _at_fault(records: list[dict[str, Any]]) -> tuple[str, ...]:
+def _at_fault(records: list[dict[str, Any]]) -> dict[str, str]:
     """By seed, which terms of the loss the run found not to be finite when it first was not."""
-    found: dict[str, str] = {}
-    for record in records:
-        noted = record.get("at_fault")
-        found = {**(noted if isinstance(noted, dict) else {}), **found}
-    return tuple(str(found.get(str(seed), "")) for seed in range(len(records[0]["train_loss"])))
+    noted = [record["at_fault"] for record in records if isinstance(record.get("at_fault"), dict)]
+    return {str(seed): str(terms) for note in reversed(noted) for seed, terms in note.items()}
 
 
 def _seconds(path: Path) -> dict[str, dict[int, float]]:

@@ -122,7 +122,7 @@ def table(rows: Sequence[Row], heading: str) -> Group:
     results = _table(columns(rows, terms=False), heading, " ".join(caption(rows)))
     if not has_several_targets(rows):
         return Group(results)
-    return Group(results, "", _table(steps_columns(rows), "Steps to training losses", steps_caption()))
+    return Group(results, "", _table(steps_columns(rows), "Steps to training losses", steps_caption(rows)))
 
 
 def _table(columns: Sequence[Column], heading: str, caption: str) -> Table:
@@ -153,19 +153,25 @@ def has_several_targets(rows: Sequence[Row]) -> bool:
 def steps_columns(rows: Sequence[Row]) -> list[Column]:
     """The table of the steps to each target, and of what they are over those of the run's first arm."""
     pairs = [(row, target) for row in rows for target in row.targets]
-    return [
+    view = [
         *_names([row for row, _ in pairs]),
         Column("training loss", [f"{target.loss:g}" for _, target in pairs]),
         Column("steps", [_steps(row, target) for row, target in pairs]),
-        Column("over the first arm's", [plus_minus(target.ratio, target.ratio_se) for _, target in pairs]),
     ]
+    if any(target.ratio is not None for _, target in pairs):
+        ratios = [plus_minus(target.ratio, target.ratio_se) for _, target in pairs]
+        view.append(Column("over the first arm's", ratios))
+    return view
 
 
-def steps_caption() -> str:
+def steps_caption(rows: Sequence[Row]) -> str:
     """What these are."""
+    steps = "Steps of training until the mean training loss since the last record was at most that."
+    if all(target.ratio is None for row in rows for target in row.targets):
+        return steps
     return (
-        "Steps of training until the mean training loss since the last record was at most that. Over the first arm's: "
-        "the mean over seeds of their ratio to those of the run's first arm from the same seed, where all came so far."
+        f"{steps} Over the first arm's: the mean over seeds of their ratio to those of the run's first arm from the "
+        "same seed, where all came so far."
     )
 
 
@@ -252,7 +258,7 @@ def _held_out(row: Row) -> str:
 def _loss(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.1e}" if value < 0.1 else f"{value:.4g}"
+    return f"{value:.1e}" if abs(value) < 0.1 else f"{value:.4g}"
 
 
 def _other(row: Row, metric: str) -> str:

@@ -68,7 +68,9 @@ def normal(mean: jax.Array, log_scale: jax.Array, pixels: jax.Array) -> jax.Arra
 
 def _not_binary(train: np.ndarray, held_out: np.ndarray) -> str | None:
     if problem := _outside(train, 0, 1):
-        return f"{problem}; a pixel is black with a probability from 0 to 1: choose likelihood = 'logistic' or 'normal'"
+        return (
+            f"{problem}; a grey value is the probability of white: choose likelihood = 'normal', or of bytes 'logistic'"
+        )
     if not np.isin(held_out, (0, 1)).all():
         return "pixels are grey, and bernoulli has 0 and 1: set data.binarize = 'fixed' or 'dynamic'"
     return None
@@ -76,13 +78,12 @@ def _not_binary(train: np.ndarray, held_out: np.ndarray) -> str | None:
 
 def _no_bytes(train: np.ndarray, held_out: np.ndarray) -> str | None:
     for pixels in (train, held_out):
-        if problem := _outside(pixels, _LOWEST, _HIGHEST):
-            return f"{problem}, where (byte - 127.5) / 128 lies: leave out data.whiten, or choose likelihood = 'normal'"
-        bytes_ = 128 * pixels[:100].astype(np.float64) + 127.5
-        if (abs(bytes_ - bytes_.round()) > _BETWEEN).any():
+        few = 128 * pixels[:100].astype(np.float64) + 127.5  # a data set is scaled as a whole
+        problem = _outside(pixels, _LOWEST, _HIGHEST)
+        if problem or (abs(few - few.round()) > _BETWEEN).any():
             return (
-                "pixels are not bytes, written as (byte - 127.5) / 128: choose data.name = 'cifar10', or likelihood = "
-                "'bernoulli' or 'normal'"
+                f"{problem or 'pixels are not bytes'}, and bytes are written as (byte - 127.5) / 128: choose data.name "
+                "= 'cifar10' without data.whiten, or likelihood = 'normal', or of binary images 'bernoulli'"
             )
     return None
 

@@ -25,7 +25,7 @@ class VAE(nn.Module):
     maps of variables that enter the decoder's next stage, the coarsest first: their prior comes from what the decoder
     computed so far, and their posterior, in units of the prior (Vahdat & Kautz 2020, arXiv 2007.03898), from that and
     the encoder's stage of the same size. All nonlinearities are ELU, and scales are softplus. Without widths, the image
-    goes in as a vector; with neither widths nor `dense`, all is linear (probabilistic PCA).
+    goes in as a vector; with neither widths nor `dense`, all is linear (with normal pixels, probabilistic PCA).
 
     `image` is height, width and channels; `log_scale` is what the scale of pixels, one a channel, begins with, or None
     where they have none. It is computed in `dtype`, distributions in float32 or more.

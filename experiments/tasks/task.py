@@ -38,8 +38,9 @@ class Task:
         init: `(key, examples) -> params, state`: plain parameters, drawn from the key, and the network's first state.
         predict: `(params, state, examples, key) -> outputs, state`: the network in training, with plain parameters.
         losses: `(outputs, examples) -> (examples,)`: the loss of each; their mean is what is trained on.
-        evaluate: `(params, state, examples, key) -> {name: (examples,)}`: figures of each example, out of training;
-            one of them is "loss". A fraction of errors is named "error".
+        evaluate: `(params, state, examples, keys) -> {name: (examples,)}`: figures of each example, out of training;
+            one of them is "loss". A fraction of errors is named "error". Each example has a key of its own, so that
+            nothing depends on which examples are evaluated together.
         likelihood: of what the losses are the negative logarithm, as `wn_jax.curvature.fisher` calls it; None where
             they are of no distribution of the outputs.
         terms: `(outputs, examples) -> {name: (examples,)}`: what the loss in training is made of, recorded with it.
@@ -47,7 +48,7 @@ class Task:
         sample: `(params, state, key) -> (bytes,)`: text that the network writes, in uint8; None where it writes none.
         pictures: `(params, state, examples, key) -> {name: (rows, columns, height, width, channels)}`: images that it
             makes, in uint8, of the first `pictured` held-out examples; None where it makes none.
-        log_weight: `(params, state, examples, key) -> (examples,)`: the logarithm of a random number whose mean is the
+        log_weight: `(params, state, examples, keys) -> (examples,)`: the logarithm of a random number whose mean is the
             likelihood of the example; at the end, that of the mean of `draws` of them is evaluated. None: nothing is.
     """
 

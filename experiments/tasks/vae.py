@@ -29,9 +29,10 @@ class VAEConfig(ModelConfig):
     `latents`.
 
     `likelihood` is the distribution of a pixel: "bernoulli" of binary ones, "logistic" (discretized) of bytes, "normal"
-    of real numbers. The loss in training is the reconstruction plus `kl_weight` times the divergence, where each of the
-    `latents`, in the mean over the batch, counts at least `free_bits` nats (Kingma et al. 2016, arXiv 1606.04934,
-    section C.8); what is evaluated is the bound itself. At the end, log p(x) is estimated with `importance_samples`.
+    of real numbers. The loss in training is the reconstruction plus `kl_weight` times the divergence, where each
+    variable on top and each map below counts at least `free_bits` nats, in the mean over the batch (Kingma et al. 2016,
+    arXiv 1606.04934, section C.8); what is evaluated is minus the bound itself. At the end, log p(x) is estimated with
+    `importance_samples` draws.
     """
 
     name: Literal["vae"]
@@ -91,7 +92,7 @@ class _Model(NamedTuple):
         x = self._images(examples)
         if self.config.likelihood == "bernoulli":  # grey ones are drawn anew each time; binary ones stay what they are
             x = jax.random.bernoulli(pixel_key, x).astype(x.dtype)
-        drawn = self._drawn(params, x, noise_key)
+        drawn = self._drawn(params, x, self._noise(noise_key, len(x)))
         return {"reconstruction": reconstruction(self._pixels, drawn, x), "kl": divergences(drawn)}, state
 
     def losses(self, outputs: Any, _: Examples) -> jax.Array:
@@ -104,18 +105,18 @@ class _Model(NamedTuple):
     def terms(self, outputs: Any, _: Examples) -> dict[str, jax.Array]:
         return {"reconstruction": outputs["reconstruction"], "kl": outputs["kl"].sum(axis=-1)}
 
-    def evaluate(self, params: Params, _: ModelState, examples: Examples, key: jax.Array) -> dict[str, jax.Array]:
+    def evaluate(self, params: Params, _: ModelState, examples: Examples, keys: jax.Array) -> dict[str, jax.Array]:
         x = self._images(examples)
-        drawn = self._drawn(params, x, key)
+        drawn = self._drawn(params, x, jax.vmap(self._noise)(keys))
         figures = {"reconstruction": reconstruction(self._pixels, drawn, x), "kl": divergences(drawn).sum(axis=-1)}
         loss = figures["reconstruction"] + figures["kl"]
         if self.config.likelihood == "logistic":
             figures["bits_per_dim"] = loss / (math.prod(self.network.image) * math.log(2))
         return {"loss": loss, **figures}
 
-    def log_weight(self, params: Params, _: ModelState, examples: Examples, key: jax.Array) -> jax.Array:
+    def log_weight(self, params: Params, _: ModelState, examples: Examples, keys: jax.Array) -> jax.Array:
         x = self._images(examples)
-        return log_weight(self._pixels, self._drawn(params, x, key), x)
+        return log_weight(self._pixels, self._drawn(params, x, jax.vmap(self._noise)(keys)), x)
 
     def pictures(self, params: Params, _: ModelState, examples: Examples, key: jax.Array) -> dict[str, jax.Array]:
         """The mean of each pixel: of draws from the prior, of draws from the posteriors of images, each below its
@@ -123,8 +124,8 @@ class _Model(NamedTuple):
         x = self._images(examples)
         sample_key, noise_key = jax.random.split(key)
         samples = self._generated(params, self._noise(sample_key, _ROWS * _COLUMNS))
-        again = self._drawn(params, x, noise_key)
-        top = self.network.apply({"params": params}, x, self._no_noise(len(x))).layers[0].posterior.mean
+        again = self._drawn(params, x, self._noise(noise_key, len(x)))
+        top = again.layers[0].posterior.mean
         between = _on_the_way(top[: 2 * _PAIRS : 2], top[1 : 2 * _PAIRS : 2])
         interpolations = self._generated(params, self._no_noise(len(between)), between)
         return {
@@ -140,15 +141,16 @@ class _Model(NamedTuple):
     def _images(self, examples: Examples) -> jax.Array:
         return examples["x"].reshape(-1, *self.network.image)
 
-    def _drawn(self, params: Params, x: jax.Array, key: jax.Array) -> Drawn:
-        return self.network.apply({"params": params}, x, self._noise(key, len(x)))
+    def _drawn(self, params: Params, x: jax.Array, noise: list[jax.Array]) -> Drawn:
+        return self.network.apply({"params": params}, x, noise)
 
     def _generated(self, params: Params, noise: list[jax.Array], top: jax.Array | None = None) -> Drawn:
         return self.network.apply({"params": params}, noise, top, method="generate")
 
-    def _noise(self, key: jax.Array, count: int) -> list[jax.Array]:
+    def _noise(self, key: jax.Array, *count: int) -> list[jax.Array]:
+        """Of so many examples, or of one without an axis of examples."""
         shapes = self.network.noise_shapes()
-        return [jax.random.normal(jax.random.fold_in(key, i), (count, *shape)) for i, shape in enumerate(shapes)]
+        return [jax.random.normal(jax.random.fold_in(key, i), (*count, *shape)) for i, shape in enumerate(shapes)]
 
     def _no_noise(self, count: int) -> list[jax.Array]:
         return [jnp.zeros((count, *shape)) for shape in self.network.noise_shapes()]
@@ -167,7 +169,10 @@ def _network(config: VAEConfig, dataset: Dataset) -> VAE:
     shape = dataset.train["x"].shape[1:]
     image = image_shape(shape)
     if image is None:
-        raise ConfigError(f"model.name: vae models images, and the examples have the shape {shape}; choose 'mlp'")
+        raise ConfigError(
+            f"model.name: vae models images, and the examples have the shape {shape}; choose data.name = 'mnist' or "
+            "'cifar10'"
+        )
     halvings = max(len(config.widths) - 1, 0)
     if any(side % 2**halvings for side in image[:2]):
         raise ConfigError(
