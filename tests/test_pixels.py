@@ -65,7 +65,7 @@ def test_binarized_images_are_the_same_each_time_and_have_the_grey_ones_as_their
     assert (abs(drawn.mean(axis=0) - grey) < 5 * np.sqrt(grey * (1 - grey) / 4000)).all()
     np.testing.assert_array_equal(drawn, binarized(many, "grey", seed=1))
     assert (drawn != binarized(many, "grey", seed=2)).any()
-    np.testing.assert_array_equal(binarized(np.full(12, 0.5), "pinned", 0), [0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(binarized(np.full(12, 0.5), "pinned", 0), [0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0])
     ends = np.array([0.0, 1.0], np.float32)
     np.testing.assert_array_equal(binarized(np.tile(ends, 1000), "ends", 0), np.tile(ends, 1000))
 
