@@ -96,6 +96,7 @@ def test_eager_jit_and_a_sharded_batch_agree():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_scanned_layer_sees_what_the_layers_before_it_give():
     """The scanned stack, against a loop over its layers written by hand."""
     model, nodes, x = deep_stack()

@@ -65,7 +65,9 @@ def perturbed(params):
     return jax.tree.unflatten(treedef, [x + 0.5 * rng.standard_normal(x.shape).astype(x.dtype) for x in leaves])
 
 
-@pytest.mark.parametrize("model", [Attention, Convolutions, pytest.param(Inner, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "model", [Convolutions, *(pytest.param(model, marks=pytest.mark.slow) for model in (Attention, Inner))]
+)
 def test_linen(model):
     theirs, ours = model(nn.WeightNorm), model()
     params = perturbed(theirs.init(jax.random.key(0), X))
@@ -222,6 +224,7 @@ def nnx_peer():
     return model
 
 
+@pytest.mark.slow
 def test_nnx_modules_and_states():
     theirs = nnx_peer()
     ours, state = wnx.from_weight_norm(theirs), wnx.from_weight_norm(nnx.state(theirs))

@@ -152,6 +152,7 @@ def test_what_is_unlikely_is_drawn_as_often_as_it_should_be():
     assert abs(others - expected) < 5 * math.sqrt(expected / 20_000)
 
 
+@pytest.mark.slow
 def test_each_byte_of_a_sample_is_the_likeliest_at_a_low_temperature():
     """Written byte by byte here, by the logits of what is there so far."""
     config = arm_config("weight_norm", "model.temperature=1e-6", "model.prompt='def '")

@@ -22,7 +22,9 @@ def test_axes_of_a_module_with_shared_layers(plain, wrapped):
     assert wnx.infer_axes(lambda model, x: model.features(x))(plain, X) == {"first/kernel": (-2,)}
 
 
-@pytest.mark.parametrize("name", ["nnx_mlp", "nnx_cnn", "nnx_attention", "nnx_scan"])
+@pytest.mark.parametrize(
+    "name", ["nnx_mlp", "nnx_cnn", pytest.param("nnx_attention", marks=pytest.mark.slow), "nnx_scan"]
+)
 def test_the_object_and_the_functional_way_have_one_function_and_one_gradient(name):
     model = ZOO[name]()
     wrapped = wnx.WeightNormed(model.module(), model.axes)
@@ -104,6 +106,7 @@ def test_weight_decay_through_an_optimizer():
     np.testing.assert_array_equal(model.model.kernel.v[...], v)
 
 
+@pytest.mark.slow
 def test_on_nodes_where_only_some_parameters_are_optimized(wrapped):
     only_g = nnx.All(nnx.Param, nnx.PathContains("g"))
     optimizer = nnx.Optimizer(wrapped, wnx.on_nodes(optax.adam(0.1), wrapped), wrt=only_g)

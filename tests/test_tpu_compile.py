@@ -28,6 +28,7 @@ def figures(tmp_path_factory):
     return json.loads(path.read_text()), result.output
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_small_decoder_on_two_axes(figures):
     """Parameters and what lies on a chip by hand; of the rest, what must hold of any compiler."""

@@ -141,6 +141,7 @@ def test_a_resumed_run_is_the_whole_one(tmp_path):
     assert (out / "metrics.jsonl").read_bytes() == records
 
 
+@pytest.mark.slow
 def test_both_arms_see_the_same_batches_binary_images_and_noise():
     """Started as the same function they have the same loss in the first step, and at its end the same evaluation."""
     changes = ["data.binarize=dynamic", "arms.weight_norm.model.init=framework", "optimizer.learning_rate=1e-9"]

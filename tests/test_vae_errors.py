@@ -78,6 +78,7 @@ def test_what_is_at_fault():
     assert arm._at_fault(steps, 0, 2) == (), "that was in an earlier record"
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_is_marked_with_the_term(tmp_path):
     changes = ["optimizer.learning_rate=1e30", "train.ema=0.0", "train.first_seed=5"]
     arguments = ("train", SMALL, "--arm", "plain", *settings(*changes), "--out", tmp_path / "run")

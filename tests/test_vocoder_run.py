@@ -223,6 +223,7 @@ def test_ctrl_c_names_the_folder(tmp_path):
     assert f"interrupted; {out} is not complete" in message
 
 
+@pytest.mark.slow
 def test_the_port_needs_no_torch():
     program = "import sys, wn_jax.torch, experiments.vocoder.run; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
