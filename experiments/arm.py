@@ -80,14 +80,14 @@ class Arm:
 
     def advance(self) -> Advance:
         """Train all members up to the next record."""
-        before, taken = int(self.states[0].step[0]), []
+        before, taken = int(self.states[0].step[0]), list[list[dict[str, jax.Array]]]()
         for group, member in enumerate(self._groups):
+            taken.append([])
             for rows in self._orders(member, self.states[group].step[0]):
                 self.states[group], figures = self._advance(self.states[group], member, self.placement.train, rows)
-                taken.append(figures)
-        steps = {
-            name: self._steps([figures[name] for figures in taken]) for name in taken[0]
-        }  # now that all is under way
+                taken[group].append(figures)
+        # Only now that all groups are under way does the host wait for figures.
+        steps = {name: _joined([_of_all_steps(figures, name) for figures in taken]) for name in taken[0][0]}
         nonfinite = _joined([state.nonfinite_step for state in self.states])
         at_fault = [_at_fault(steps, member, step - before - 1) for member, step in enumerate(nonfinite)]
         return Advance({f"train_{name}": values.mean(axis=1) for name, values in steps.items()}, nonfinite, at_fault)
@@ -113,7 +113,7 @@ class Arm:
             return {}
         sums = []
         for state, member in self._each():
-            total = 0.0
+            total = np.zeros(len(member.seed))
             for first, examples, mask in self._numbered_held_out():
                 log_sum = self.placement.put(np.full((len(member.seed), len(mask)), -np.inf, np.float32))
                 for draw in range(self.functions.task.draws):
@@ -147,12 +147,6 @@ class Arm:
     def _each(self) -> Iterable[tuple[State, training.Member]]:
         """The groups."""
         return zip(self.states, self._groups, strict=True)
-
-    def _steps(self, values: list[Any]) -> np.ndarray:
-        """(members, steps) of what each call gave for its group and its steps, group by group."""
-        calls = len(values) // len(self._groups)
-        groups = [values[start : start + calls] for start in range(0, len(values), calls)]
-        return _joined([np.concatenate(own, axis=1, dtype=np.float64) for own in groups])
 
     def _numbered_held_out(self) -> Iterator[tuple[np.int32, tasks.Examples, jax.Array]]:
         """The parts of the held-out examples, each with the number of its first."""
@@ -290,6 +284,11 @@ def build(experiment: Experiment) -> dict[str, Arm]:
 
 def _joined(values: Any) -> np.ndarray:
     return np.concatenate([np.asarray(value) for value in values])
+
+
+def _of_all_steps(calls: list[dict[str, jax.Array]], name: str) -> np.ndarray:
+    """A figure (members, steps) that each call gave for its own steps."""
+    return np.concatenate([figures[name] for figures in calls], axis=1, dtype=np.float64)
 
 
 def _at_fault(steps: dict[str, np.ndarray], member: int, step: int) -> tuple[str, ...]:
