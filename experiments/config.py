@@ -145,7 +145,7 @@ class ArmConfig(Table):
         if self.data.binarize == "dynamic" and getattr(self.model, "likelihood", None) != "bernoulli":
             raise ValueError(
                 "data.binarize = 'dynamic' leaves it to training to draw binary images, and only a vae with likelihood "
-                "= 'bernoulli' does; set data.binarize = 'fixed'"
+                "= 'bernoulli' does; set data.binarize = 'fixed', or for other pixels 'none'"
             )
         return self
 

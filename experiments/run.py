@@ -91,7 +91,7 @@ def advance(
         figures |= _evaluated(arm, last=step == train.steps and not _stops(arm, train, advanced), check=check)
         for sample in _samples(name, arm, step):
             folder.write_sample(sample)
-        for rate, images in _pictures(arm):
+        for rate, images in _pictures(arm, advanced.nonfinite_step):
             folder.write_pictures(name, rate, step, images)
     for record in _records(name, arm, step, figures, advanced):
         folder.write(record)
@@ -138,11 +138,15 @@ def _samples(name: str, arm: Arm, step: int) -> Iterator[Record]:
         yield {"arm": name, "learning_rate": rate, "step": step, "texts": texts[start : start + seeds]}
 
 
-def _pictures(arm: Arm) -> Iterator[tuple[float, dict[str, np.ndarray]]]:
-    """For each learning rate, what the network of the first seed makes."""
-    images = arm.pictures()
-    for start in range(0, len(arm.members) if images else 0, arm.config.train.seeds):
-        yield arm.members[start][0], {kind: all_of[start] for kind, all_of in images.items()}
+def _pictures(arm: Arm, nonfinite_step: np.ndarray) -> Iterator[tuple[float, dict[str, np.ndarray]]]:
+    """For each learning rate, what the network of the first seed that stayed finite makes."""
+    finite: dict[float, int] = {}
+    for member, (rate, _) in enumerate(arm.members):
+        if nonfinite_step[member] == NOT_YET:
+            finite.setdefault(rate, member)
+    images = arm.pictures() if finite else {}
+    for rate, member in finite.items() if images else ():
+        yield rate, {kind: all_of[member] for kind, all_of in images.items()}
 
 
 def _words(terms: tuple[str, ...]) -> str:
@@ -174,7 +178,7 @@ def _check_finite(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, ad
         good = f"no checkpoint could be written: {error}"
     terms = _words(advanced.at_fault[member])
     raise RunError(
-        f"the {terms or 'loss'} of {which}{'' if terms else ', or its update,'} was not finite at step "
+        f"the loss of {which}{f' ({terms})' if terms else ', or its update,'} was not finite at step "
         f"{steps[member]}; {good}. Begin anew with a lower "
         "learning rate or optimizer.clip_norm, or go on with --resume --set train.on_nonfinite=mark for the other arms"
     )

@@ -60,7 +60,8 @@ def test_a_bound_that_is_not_finite_names_step_arm_and_term(tmp_path):
     changes = ["optimizer.learning_rate=1e30", "train.seeds=1", "train.ema=0.0"]
     error = fails("train", SMALL, "--arm", "plain", *settings(*changes), "--out", tmp_path / "run", code=1)
     assert re.search(
-        r"the (reconstruction|kl|kl and reconstruction) of arm 'plain' \(learning rate 1e\+30, seed 0\) was", error
+        r"the loss of arm 'plain' \(learning rate 1e\+30, seed 0\) \((kl|reconstruction|kl and reconstruction)\) was",
+        error,
     )
     assert "not finite at step 2; no checkpoint was made before" in error
 
@@ -87,6 +88,7 @@ def test_a_seed_that_diverges_is_marked_with_the_term(tmp_path):
     assert [record["nonfinite_step"] for record in records if "nonfinite_step" in record] == 3 * [[2, 2]]
     (noted,) = [record["at_fault"] for record in records if "at_fault" in record]
     assert noted.keys() == {"5", "6"}
+    assert not pictures.last(tmp_path / "run", "plain", 1e30), "they would show nothing"
     assert f"at step 2 seeds 5 ({noted['5']}), 6 ({noted['6']})" in (tmp_path / "run" / "report.html").read_text()
 
 
@@ -103,6 +105,7 @@ def test_a_damaged_picture_is_named(tmp_path):
     report([path])
     (found,) = pictures.last(path, "a", 0.1)
     assert (found.kind, found.step) == ("samples", 20)
-    found.path.write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match=pattern(f"{found.path}: cannot be read.*remove it")):
-        report([path])
+    for damaged in (b"no picture", found.path.read_bytes()[:-20]):
+        found.path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match=pattern(f"{found.path}: cannot be read.*remove it")):
+            report([path])

@@ -17,6 +17,6 @@ def binarized(grey: np.ndarray, name: str, seed: int) -> np.ndarray:
     if not (low >= 0 and high <= 1):  # so of NaN
         raise ConfigError(
             f"data.binarize: pixels of {name} go from {low:g} to {high:g}, and grey values are 0 to 1; choose "
-            "data.name = 'mnist', or leave it out"
+            "data.name = 'mnist', or data.binarize = 'none'"
         )
     return (np.random.default_rng(seed).random(grey.shape, np.float32) < grey).astype(np.float32)

@@ -39,6 +39,8 @@ def page(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[Curvature]
         diverged=[sentence for run in runs for sentence in _diverged(run)],
         samples=samples.read(runs),
         pictures=pictures.read(runs),
+        terms=any(curve.terms for run in runs for curve in run.curves),
+        log_likelihood=any(figure.metric.endswith("log_likelihood") for row in rows for figure in row.others),
         sweep=any(row.chosen for row in rows),
         spread=any(row.seeds > 1 for row in rows),
     )

@@ -13,15 +13,20 @@ from experiments.errors import ConfigError
 from experiments.report.runs import Run
 
 _CAPTIONS = {
-    "samples": "Drawn from the prior: what the network makes of noise.",
-    "reconstructions": "Held-out images, and below each what the network makes of a draw from its posterior.",
-    "interpolations": "In each row the way from one held-out image to another, in equal steps of latent variables.",
+    "samples": "Drawn from the prior: what the network makes of noise, as the mean of each pixel.",
+    "reconstructions": "Held-out images, and below each what the network makes of a draw from its posterior, as the "
+    "mean of each pixel.",
+    "interpolations": "In each row the way from one held-out image to another, in equal steps of the latent variables "
+    "on top, without noise in those below.",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture of a curve's first seed, after so many steps; `source` is a data URL, sizes are in pixels."""
+    """A picture that a curve's first seed that stayed finite made after so many steps.
+
+    `source` is a data URL, sizes are in pixels.
+    """
 
     label: str
     step: int
@@ -56,6 +61,7 @@ def read(runs: Sequence[Run]) -> list[Kind]:
 def _picture(label: str, found: pictures.Picture) -> Picture:
     try:
         with Image.open(found.path) as image:
+            image.load()  # all of it, so that half a file is found out
             width, height = image.size
         content = base64.b64encode(found.path.read_bytes()).decode()
     except OSError as error:

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat
 
 from experiments.data import Dataset
 from experiments.errors import ConfigError
-from experiments.tables import Count, CountOrZero, sequence
+from experiments.tables import Count, CountOrZero, sequence, several
 from experiments.tasks.bound import Drawn, divergences, log_weight, reconstruction
 from experiments.tasks.images import image_shape
 from experiments.tasks.pixels import PIXELS, Pixels
@@ -39,7 +39,7 @@ class VAEConfig(ModelConfig):
     widths: Annotated[tuple[Count, ...], pydantic.BeforeValidator(sequence)] = (16, 32, 32)
     blocks: Count = 2
     dense: CountOrZero = 450
-    latents: Annotated[tuple[Count, ...], pydantic.BeforeValidator(sequence), Field(min_length=1)]
+    latents: Annotated[tuple[Count, ...], pydantic.BeforeValidator(several), Field(min_length=1)]
     likelihood: Literal["bernoulli", "logistic", "normal"] = "bernoulli"
     kl_weight: NonNegativeFloat = 1.0
     free_bits: NonNegativeFloat = 0.0
