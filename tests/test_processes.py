@@ -92,10 +92,8 @@ def test_processes_together_have_the_losses_of_one(count, devices, mesh, config,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("victim", "signal_", "then"), [(1, signal.SIGKILL, 4), (0, signal.SIGTERM, 1), (1, signal.SIGSTOP, 1)]
-)
-def test_when_one_is_lost_the_others_stop_and_the_run_goes_on(victim, signal_, then, config, alone, tmp_path):
+@pytest.mark.parametrize(("victim", "signal_"), [(1, signal.SIGKILL), (0, signal.SIGTERM), (1, signal.SIGSTOP)])
+def test_when_one_is_lost_the_others_stop_and_the_run_goes_on(victim, signal_, config, alone, tmp_path):
     """Killed; ended, with the coordinator in it; or silent. It goes on in another number of processes."""
     arguments = [config, "--out", tmp_path / "run", "--set", "mesh.fsdp=2"]
     processes = start(arguments, 2)
@@ -112,9 +110,10 @@ def test_when_one_is_lost_the_others_stop_and_the_run_goes_on(victim, signal_, t
     assert "another process of the run stopped or cannot be reached" in said
     assert f"--out {tmp_path / 'run'} --resume" in said
 
-    results = [ended(process) for process in start([config, "--out", tmp_path / "run", "--resume"], then)]
-    assert [code for code, *_ in results] == [0] * then, results
-    assert "going on after step " in results[0][1]
+    (process,) = start([config, "--out", tmp_path / "run", "--resume"])
+    code, said, _ = ended(process)
+    assert code == 0
+    assert "going on after step " in said
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-5)
 
 

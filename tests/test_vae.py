@@ -125,7 +125,10 @@ def test_the_report_has_them_and_the_steps_to_each_loss(run):
 @pytest.mark.slow
 def test_a_resumed_run_is_the_whole_one(tmp_path):
     """Stopped after its second record: what came later is removed, and made again as it was."""
-    out, command = tmp_path / "run", ("train", SMALL, "--arm", "weight_norm", *settings(*CONVOLUTIONS))
+    out, command = (
+        tmp_path / "run",
+        ("train", SMALL, "--arm", "weight_norm", *settings("model.widths=[2]", "model.latents=[3,2]")),
+    )
     assert invoke(*command, "--out", out).exit_code == 0
     late = pictures.last(out, "weight_norm", 0.002)[0].path
     content, records = late.read_bytes(), (out / "metrics.jsonl").read_bytes()
