@@ -101,11 +101,12 @@ def test_curvature_needs_a_likelihood(tmp_path):
 
 def test_a_damaged_picture_is_named(tmp_path):
     path = write_run(tmp_path)
-    pictures.write(path, "a", 0.1, 20, {"samples": np.zeros((1, 1, 2, 2, 1), np.uint8)})
+    pictures.write(path, "a", 0.1, 20, {"samples": np.zeros((4, 4, 9, 9, 1), np.uint8)})
     report([path])
     (found,) = pictures.last(path, "a", 0.1)
     assert (found.kind, found.step) == ("samples", 20)
-    for damaged in (b"no picture", found.path.read_bytes()[:-20]):
+    whole = found.path.read_bytes()
+    for damaged in (b"no picture", whole[: len(whole) // 2]):
         found.path.write_bytes(damaged)
         with pytest.raises(ConfigError, match=pattern(f"{found.path}: cannot be read.*remove it")):
             report([path])
