@@ -15,7 +15,19 @@ import jax.numpy as jnp
 from experiments.tasks.bound import Drawn, Gaussian, Layer, at_least_float32
 
 
-class VAE(nn.Module):
+class _Sizes(nn.Module):
+    """What the whole and its decoder are made by."""
+
+    image: tuple[int, int, int]
+    widths: tuple[int, ...]
+    blocks: int
+    dense: int
+    latents: tuple[int, ...]
+    log_scale: float | None
+    dtype: Any
+
+
+class VAE(_Sizes):
     """Images through latent variables, and from these alone.
 
     The encoder has a stage for each of `widths`: at first a 3 x 3 convolution, later one of 4 x 4 with stride 2, and
@@ -30,14 +42,6 @@ class VAE(nn.Module):
     `image` is height, width and channels; `log_scale` is what the scale of pixels, one a channel, begins with, or None
     where they have none. It is computed in `dtype`, distributions in float32 or more.
     """
-
-    image: tuple[int, int, int]
-    widths: tuple[int, ...]
-    blocks: int
-    dense: int
-    latents: tuple[int, ...]
-    log_scale: float | None
-    dtype: Any
 
     def setup(self) -> None:
         self.encoder = Encoder(self.widths, self.blocks, self.dense, self.dtype)
@@ -92,16 +96,8 @@ class Encoder(nn.Module):
         return maps, x
 
 
-class Decoder(nn.Module):
+class Decoder(_Sizes):
     """From latent variables to images."""
-
-    image: tuple[int, int, int]
-    widths: tuple[int, ...]
-    blocks: int
-    dense: int
-    latents: tuple[int, ...]
-    log_scale: float | None
-    dtype: Any
 
     @nn.compact
     def __call__(
