@@ -10,7 +10,7 @@ from experiments import data
 from experiments.conditioning.table import ConditioningConfig
 from experiments.mesh import MeshConfig
 from experiments.optimizers import OptimizerConfig
-from experiments.tables import Count, CountOrZero, Fraction, Name, Table, several, unknown
+from experiments.tables import Count, CountOrZero, Fraction, Name, Table, distinct, several, unknown
 from experiments.tasks import AnyModelConfig
 
 
@@ -93,9 +93,7 @@ class TrainConfig(Table):
     @pydantic.field_validator("target_loss")
     @classmethod
     def _targets_differ(cls, targets: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(targets)) < len(targets):
-            raise ValueError(f"{list(targets)} names a loss twice")
-        return targets
+        return distinct(targets, "a loss")
 
     @pydantic.model_validator(mode="after")
     def _whole_records(self) -> TrainConfig:

@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 import wn_jax as wn
 from experiments.parametrizations import is_frozen
-from experiments.tables import CountOrZero, Table, nearest, several, unknown
+from experiments.tables import CountOrZero, Table, distinct, nearest, several, unknown
 from wn_jax.optim import project_directions
 
 Option = bool | int | float | str
@@ -58,9 +58,7 @@ class OptimizerConfig(Table):
     @pydantic.field_validator("learning_rate")
     @classmethod
     def _rates_differ(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(rates)) < len(rates):
-            raise ValueError(f"{list(rates)} names a rate twice")
-        return rates
+        return distinct(rates, "a rate")
 
     @pydantic.model_validator(mode="after")
     def _can_be_built(self) -> OptimizerConfig:

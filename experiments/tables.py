@@ -32,6 +32,13 @@ def several(value: Any) -> Any:
     return sequence(value if isinstance(value, list | tuple) else [value])
 
 
+def distinct(values: tuple[float, ...], what: str) -> tuple[float, ...]:
+    """The values, none of which may stand there twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{list(values)} names {what} twice")
+    return values
+
+
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     """What to say of a name that is none of `names`."""
     names = list(names)
