@@ -9,11 +9,12 @@ import jax
 import typer
 
 from experiments import arm, data, interrupt, report, run, toml_file
+from experiments.bench.command import bench
 from experiments.conditioning.along import Along
 from experiments.config import Experiment
 from experiments.data.fetch import fetch
 from experiments.errors import ConfigError, RunError
-from experiments.measure_commands import measure_overhead, time_steps
+from experiments.measure_commands import measure_overhead
 from experiments.options import (
     ArmName,
     ConfigFile,
@@ -36,7 +37,7 @@ from experiments.vocoder.command import vocoder
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command("vocoder")(vocoder)
 app.command("tpu-compile")(tpu_compile)
-app.command("step-time")(time_steps)
+app.command("bench")(bench)
 app.command("overhead")(measure_overhead)
 
 Resume = Annotated[

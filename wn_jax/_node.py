@@ -168,6 +168,12 @@ def norm(v: jax.Array, axes: tuple[int, ...], names: Names = None) -> tuple[jax.
     `v` must be of a dtype that `norm_dtype` returns. NaN and infinity stay visible. In a manual region, `names` are
     the mesh axes that `axes` are sharded over.
     """
+    _check_manual_region(names)
+    return _norm(v, axes, names or ())
+
+
+def _check_manual_region(names: Names) -> None:
+    """Raises in `shard_map` and `pmap` where nobody said over which mesh axes the norms run."""
     manual = jax.sharding.get_abstract_mesh().manual_axes
     if manual and names is None:
         raise ValueError(
@@ -176,7 +182,6 @@ def norm(v: jax.Array, axes: tuple[int, ...], names: Names = None) -> tuple[jax.
             "their in_specs, P() for whole ones. Or do it outside: call wn_jax.reconstruct(params) and pass the plain "
             "weights in; gradients reach g and v where jax.grad, too, is outside."
         )
-    return _norm(v, axes, names or ())
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -201,37 +206,49 @@ def norm_dtype(dtype: Any) -> Any:
 
 def _scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
     """`g / ||v||`, and 0 where `||v||^2` under- or overflows."""
-    return _scale_and_inverse(g, v, axes, names)[0]
+    _check_manual_region(names)
+    return _jitted_scale(g, v, axes, names or ())
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _jitted_scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> jax.Array:
+    """JAX traces and differentiates a `jit` once for all weights of one shape."""
+    return _scale_inverse_length(g, v, axes, names)[0]
+
+
+Three = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _scale_and_inverse(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> tuple[jax.Array, jax.Array]:
-    """`g / ||v||` and `1 / ||v||`. Together, as the derivative needs both, and over shards each norm is a message."""
-    length, vanishes = norm(v, axes, names)
-    return jnp.where(vanishes, 0, g / length), jnp.where(vanishes, 0, 1 / length)
+def _scale_inverse_length(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> Three:
+    """`g / ||v||`, `1 / ||v||` and `||v||`, which is infinite where its square under- or overflows.
+
+    Together, as the derivative needs all of them, and over shards each norm is a message.
+    """
+    length, vanishes = _norm(v, axes, names)
+    length = jnp.where(vanishes, jnp.inf, length)
+    return g / length, 1 / length, length
 
 
-@_scale_and_inverse.defjvp
-def _scale_and_inverse_jvp(
-    axes: tuple[int, ...], names: Names, primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||; and the same for g = 1.
+@_scale_inverse_length.defjvp
+def _scale_inverse_length_jvp(
+    axes: tuple[int, ...], names: tuple[str, ...], primals: tuple[jax.Array, jax.Array], tangents: Any
+) -> tuple[Three, Three]:
+    """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||; the same for g = 1; and d||v|| = d.dv.
 
     Written out because the derivative by way of ||v||^2 has factors of ||v||^-3, which overflow in a Hessian-vector
     product from ||v|| = 1e-13 down. Here every factor has the size of a result.
 
-    Divisions stand where reverse mode hands numbers of a feature to the loop over `v` that updates it: XLA does not
-    fuse a division into a loop that would repeat it, but would all else (`python -m experiments step-time --only mlp-8`
-    shows the difference).
+    A division stands where reverse mode hands numbers of a feature to the loop over `v` that updates it: XLA does not
+    fuse a division into a loop that would repeat it, but would all else (docs/performance.md has the figures).
     """
     (g, v), (dg, dv) = primals, tangents
-    scale, inverse = _scale_and_inverse(g, v, axes, names)
-    dead = inverse == 0
-    length = jnp.where(dead, 1, 1 / inverse)
-    radial = _sum((v * (1 / length)) * dv, axes, names) / length
-    # A select, not a product with 0: where v is huge and 1/||v|| is 0, `radial` and the cotangents may be infinite.
-    tangent, of_inverse = inverse * dg - scale * radial, -inverse * radial
-    return (scale, inverse), (jnp.where(dead, 0, tangent), jnp.where(dead, 0, of_inverse))
+    scale, inverse, length = _scale_inverse_length(g, v, axes, names)
+    along = _sum((v * inverse) * dv, axes, names)
+    radial = along / length
+    # A select, not a product with 0: where v is huge and 1/||v|| is 0, the cotangents may be infinite.
+    changes = inverse * dg - scale * radial, -inverse * radial, along
+    return (scale, inverse, length), tuple(jnp.where(inverse == 0, 0, change) for change in changes)  # type: ignore
 
 
 @jax.jit

@@ -64,7 +64,8 @@ class Runner:
             return None  # there the output of a direction with large entries would overflow
         output = program.bind(eqn, with_v(values, contraction))[0]
         scale = scale_of_output(factored, contraction, output.ndim)
-        return (output.astype(jnp.promote_types(scale.dtype, output.dtype)) * scale).astype(output.dtype)
+        wide = output.astype(jnp.promote_types(scale.dtype, output.dtype))
+        return (_times(wide, scale) if output.size == scale.size else wide * scale).astype(output.dtype)
 
     def scaled(self, eqn: Equation, values: list[Any]) -> Factored | None:
         """A `Factored` times a scalar, or `None`."""
@@ -136,3 +137,29 @@ def scale_of_output(factored: Factored, contraction: Contraction, ndim: int) -> 
         shape[target] = factored.scale.shape[dim]
     order = [*contraction.contracted, *(dim for dim, _ in kept)]
     return factored.scale.transpose(order).reshape(shape)
+
+
+@jax.custom_jvp
+def _times(output: jax.Array, scale: jax.Array) -> jax.Array:
+    """`output * scale`, for a batch of 1: its derivative by the output is computed once, see `_times_once`."""
+    return output * scale
+
+
+@jax.custom_jvp
+def _times_once(tangent: jax.Array, scale: jax.Array) -> jax.Array:
+    """`tangent * scale`, as a division.
+
+    In reverse mode this is the gradient of what the contraction gives, a factor of the gradient of `v`: where the batch
+    is 1, a product without a sum, which XLA fuses into the loop that updates `v`. There it would compute this factor
+    again for each number of `v`; a division it does not repeat.
+    """
+    return tangent / (1 / scale)
+
+
+@_times.defjvp
+@_times_once.defjvp
+def _times_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (output, scale), (doutput, dscale) = primals, tangents
+    return _times(output, scale), _times_once(doutput, scale) + output * dscale

@@ -1,0 +1,1 @@
+"""What weight normalization costs, in this library and in its peers, over each one's own plain model."""

@@ -1,0 +1,83 @@
+"""The command `bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from experiments import files, interrupt
+from experiments.bench import chart, measure, memory, rows, table
+from experiments.bench.measure import Result
+from experiments.environment import environment
+from experiments.errors import ConfigError
+from experiments.terminal import console, interruptible, progress_bar, user_errors
+
+_QUICK_SECONDS = 6.0
+
+
+def bench(
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--rows", help="Measure these rows; * stands for anything. May be repeated.", metavar="NAME"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder for bench.json, bench.md and bench.png.")] = Path("runs/bench"),
+    seconds: Annotated[float, typer.Option(min=1, help="About how long to time each row.")] = 60,
+    quick: Annotated[bool, typer.Option("--quick", help="A few rows, briefly, without PyTorch's compiler.")] = False,
+) -> None:
+    """Measure weight normalization against the plain model, in wn_jax and in every peer that is installed."""
+    with user_errors(), interruptible(lambda: f"interrupted; the rows that were done are in {out}"):
+        memory.keep()
+        chosen, results = rows.choose(only or (), quick), list[Result]()
+        _write(out, results)  # a folder that cannot be written is an error now, not after minutes
+        with progress_bar() as progress:
+            task = progress.add_task("", total=len(chosen))
+            for row in chosen:
+
+                def on_step(what: str, title: str = row.title) -> None:
+                    interrupt.check()
+                    progress.update(task, description=f"{title}: {what}")
+
+                budget = min(seconds, _QUICK_SECONDS) if quick else seconds
+                results.append(measure.measure(row, budget, not quick, on_step))
+                progress.advance(task)
+                _write(out, results)
+        _print(results, out)
+
+
+def _print(results: list[Result], out: Path) -> None:
+    caption = "time over the library's own plain model: median of rounds (middle half of them); control: plain again"
+    console.print(table.terminal(table.times(results), caption))
+    if table.ways(results):
+        console.print(table.terminal(table.ways(results), "the ways of wn_jax, over plain Linen"))
+    for name, why in {item for result in results for item in result.missing.items()}:
+        console.print(f"no {name}: {why}", soft_wrap=True)
+    console.print(f"{table.where()}; written to {out}", soft_wrap=True)
+
+
+def _write(out: Path, results: list[Result]) -> None:
+    """All that is known so far."""
+    try:
+        files.write(out / "bench.json", json.dumps(_report(results), indent=1) + "\n")
+        if results:
+            files.write(out / "bench.md", _page(results))
+            chart.draw(results, out / "bench.png")
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written: {error}; choose another folder with --out") from None
+
+
+def _report(results: list[Result]) -> dict[str, Any]:
+    derived = [
+        {"bound": result.bound, "plain_ms": result.plain, "examples_per_second": result.examples_per_second}
+        for result in results
+    ]
+    measured = [dataclasses.asdict(result) for result in results]
+    return {"environment": environment(), "rows": [a | b for a, b in zip(measured, derived, strict=True)]}
+
+
+def _page(results: list[Result]) -> str:
+    tables = (table.times(results), table.ways(results), table.costs(results))
+    return "\n\n".join([table.where(), *(table.markdown(cells) for cells in tables if cells)]) + "\n"

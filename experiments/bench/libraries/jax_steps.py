@@ -1,0 +1,167 @@
+"""What is done with a network of any JAX library: steps of training and forward passes, compiled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench.arms import Arm
+from experiments.bench.networks import Recurrent
+from experiments.bench.rows import MEMBERS, PARTS, Row
+
+LEARNING_RATE = 1e-3
+
+Apply = Callable[[Any, jax.Array], jax.Array]
+Gradient = Callable[[Any, jax.Array], Any]
+Update = Callable[[Any, Any], Any]
+
+
+class JaxOps:
+    """What networks do between layers; `channels` is their axis in images and sounds."""
+
+    def __init__(self, channels: int = -1) -> None:
+        self.first = channels == 1
+
+    relu, tanh = staticmethod(jax.nn.relu), staticmethod(jnp.tanh)
+
+    def leaky_relu(self, x: jax.Array, slope: float) -> jax.Array:
+        return jax.nn.leaky_relu(x, slope)
+
+    def gelu(self, x: jax.Array) -> jax.Array:
+        return jax.nn.gelu(x)
+
+    def max_pool(self, x: jax.Array) -> jax.Array:
+        window = (1, 1, 2, 2) if self.first else (1, 2, 2, 1)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+
+    def mean(self, x: jax.Array) -> jax.Array:
+        return x.mean((2, 3) if self.first else (1, 2))
+
+    def rms_norm(self, x: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), -1, keepdims=True) + 1e-6)
+
+    def attention(self, query: jax.Array, key: jax.Array, value: jax.Array, heads: int) -> jax.Array:
+        split = (*query.shape[:-1], heads, query.shape[-1] // heads)
+        mixed = jax.nn.dot_product_attention(*(x.reshape(split) for x in (query, key, value)), is_causal=True)
+        return mixed.reshape(query.shape)
+
+
+def carry(layer: Recurrent, x: jax.Array) -> Any:
+    """The state that a recurrent layer begins with, in the dtype of its input."""
+    zeros = jnp.zeros((len(x), layer.features), x.dtype)
+    return (zeros, zeros) if layer.kind == "lstm" else zeros
+
+
+def inputs(row: Row, channels_first: bool = False) -> jax.Array:
+    """A batch; for an accumulation, one for each part."""
+    network = row.build()
+    shape = (*((PARTS,) if row.work == "accumulate" else ()), row.batch, *network.input)
+    x = jax.random.normal(jax.random.key(0), shape, row.dtype)
+    return jnp.moveaxis(x, -1, -len(network.input)) if channels_first and network.spatial else x
+
+
+def cast(params: Any, dtype: str) -> Any:
+    """Arrays of floating-point numbers in a dtype."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, params)
+
+
+def members(row: Row, make: Callable[[jax.Array], Any]) -> Any:
+    """The parameters that `make` makes of a random key; of an ensemble, stacked."""
+    key = jax.random.key(1)
+    return cast(jax.vmap(make)(jax.random.split(key, MEMBERS)) if row.work == "ensemble" else make(key), row.dtype)
+
+
+def of_members(row: Row, apply: Apply) -> Apply:
+    """The function of one network, or of an ensemble on one batch."""
+    return jax.vmap(apply, (0, None)) if row.work == "ensemble" else apply
+
+
+def arm(
+    name: str,
+    against: str,
+    row: Row,
+    apply: Apply,
+    params: Any,
+    x: jax.Array,
+    gradient: Gradient | None = None,
+    update: Update | None = None,
+) -> Arm:
+    """An arm that trains, or applies, a function of parameters.
+
+    `gradient` and `update` are what a step is made of, where it is not the usual; parameters may be any state then.
+    """
+    step = work(row, apply, gradient, update)
+    donated = () if row.work == "serve" else (0,)
+
+    def compiled() -> tuple[Any, float]:
+        start = time.perf_counter()
+        # A new function each time, as JAX remembers what it has traced.
+        program = jax.jit(lambda params, x: step(params, x), donate_argnums=donated).lower(params, x).compile()
+        return program, time.perf_counter() - start
+
+    program, _ = compiled()
+    state = [jax.tree.map(jnp.array, params)]  # a step gives up its parameters, and arms may share arrays
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            result = program(state[0], x)
+            if donated:
+                state[0] = result
+        jax.block_until_ready(result)
+
+    return Arm(name, against, run, lambda: compiled()[1], _peak(program), lambda: deviation(row, apply, params, x))
+
+
+def work(row: Row, apply: Apply, gradient: Gradient | None, update: Update | None) -> Callable[[Any, jax.Array], Any]:
+    """What a row does in a step."""
+    if row.work == "serve":
+        return apply
+    gradient = gradient or (accumulated(apply) if row.work == "accumulate" else jax.grad(loss(apply)))
+    update = update or sgd
+    return lambda params, x: update(params, gradient(params, x))
+
+
+def loss(apply: Apply) -> Callable[[Any, jax.Array], jax.Array]:
+    """The mean square of the output."""
+    return lambda params, x: jnp.mean(jnp.square(apply(params, x)))
+
+
+def accumulated(apply: Apply) -> Gradient:
+    """The mean of the gradients of microbatches, one after the other."""
+
+    def gradient(params: Any, parts: jax.Array) -> Any:
+        def add(total: Any, x: jax.Array) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, jax.grad(loss(apply))(params, x)), None
+
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+        return jax.tree.map(lambda leaf: leaf / len(parts), total)
+
+    return gradient
+
+
+def sgd(params: Any, gradient: Any) -> Any:
+    """A step of gradient descent."""
+    return jax.tree.map(lambda leaf, grad: leaf - LEARNING_RATE * grad, params, gradient)
+
+
+def deviation(row: Row, apply: Apply, params: Any, x: jax.Array) -> float:
+    """How far the output is from that of the same numbers in float64, over the largest of the latter."""
+    x = x[0] if row.work == "accumulate" else x
+    own = np.asarray(jax.jit(apply)(params, x), np.float64)
+    with jax.enable_x64(True):
+        exact = np.asarray(jax.jit(lambda params, x: apply(params, x))(cast(params, "float64"), x.astype("float64")))
+    return float(np.max(np.abs(own - exact)) / np.max(np.abs(exact)))
+
+
+def _peak(program: Any) -> int | None:
+    """The bytes that a program has in use at most, as the compiler plans them."""
+    memory = program.memory_analysis()
+    if memory is None:
+        return None
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return held + memory.temp_size_in_bytes

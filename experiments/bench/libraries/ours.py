@@ -1,0 +1,66 @@
+"""wn_jax, on the networks in Flax Linen: as its guides recommend, and in the other ways that it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+import wn_jax as wn
+from experiments.bench.arms import Arm
+from experiments.bench.libraries import linen
+from experiments.bench.libraries.jax_steps import LEARNING_RATE, Apply, Gradient, accumulated, arm, inputs
+from experiments.bench.rows import Row
+from wn_jax.optim import project_directions
+
+_PLAIN = "linen plain"
+
+
+def arms(row: Row) -> list[Arm]:
+    """The plain model twice, and wn_jax in all its ways; the second plain one shows what of a ratio is noise."""
+    apply, params, nodes = build(row)
+    x = inputs(row)
+    plain = [arm(name, _PLAIN, row, apply, params, x) for name in (_PLAIN, "control")]
+
+    def ours(name: str, scale: str = "auto", **options: Any) -> Arm:
+        return arm(name, _PLAIN, row, wn.wrap(apply, scale=scale), nodes, x, **options)
+
+    if row.work == "serve":
+        return [*plain, ours("wn_jax"), arm("folded", _PLAIN, row, apply, wn.reconstruct(nodes), x)]
+    if row.work == "accumulate":
+        return [*plain, ours("wn_jax", gradient=gradients_once(apply)), ours("each time")]
+    return [*plain, ours("wn_jax"), ours("on weights", "weight"), ours("on outputs", "output"), _projected(row)]
+
+
+def build(row: Row) -> tuple[Apply, Any, Any]:
+    """A function of plain parameters, these, and the same with nodes."""
+    apply, params = linen.build(row)
+    x = inputs(row)
+    axes = wn.infer_axes(apply)(params, x[0] if row.work == "accumulate" else x)
+    return apply, params, wn.reparameterize(params, axes)
+
+
+def gradients_once(apply: Apply) -> Gradient:
+    """The gradients of microbatches, each norm computed once: taken by the weights, and brought to g and v at last."""
+
+    def gradient(nodes: Any, parts: jax.Array) -> Any:
+        weights, to_nodes = jax.vjp(wn.reconstruct, nodes)
+        return to_nodes(accumulated(apply)(weights, parts))[0]
+
+    return gradient
+
+
+def _projected(row: Row) -> Arm:
+    """With `project_directions`, whose state goes from step to step, too."""
+    apply, _, nodes = build(row)
+    apply = wn.wrap(apply)
+    optimizer = optax.chain(optax.sgd(LEARNING_RATE), project_directions())
+
+    def update(state: Any, gradient: Any) -> Any:
+        params, opt_state = state
+        updates, opt_state = optimizer.update(gradient[0], opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    state = (nodes, optimizer.init(nodes))
+    return arm("projected", _PLAIN, row, lambda state, x: apply(state[0], x), state, inputs(row), update=update)

@@ -1,0 +1,93 @@
+"""The rows of the benchmark: which network, which batch, and what is done with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+
+from experiments.bench.networks import NETWORKS, Network
+from experiments.errors import ConfigError
+from experiments.tables import nearest
+
+Work = Literal["train", "accumulate", "ensemble", "serve"]
+"""A step of SGD; one that sums the gradients of `PARTS` microbatches; one of `MEMBERS` networks side by side; a forward
+pass."""
+
+PARTS, MEMBERS = 4, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A network, the batch (of each microbatch; for an ensemble, of all members), the dtype, and the work."""
+
+    name: str
+    network: str
+    batch: int
+    work: Work = "train"
+    dtype: str = "float32"
+    quick: bool = False
+
+    def build(self) -> Network:
+        """The network."""
+        return NETWORKS[self.network]()
+
+    @property
+    def examples(self) -> int:
+        """How many a step takes in."""
+        return self.batch * (PARTS if self.work == "accumulate" else 1)
+
+    @property
+    def title(self) -> str:
+        """With the dtype, where it is not the usual one."""
+        return self.name if self.dtype == "float32" else f"{self.name}, {self.dtype}"
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        Row("mlp-1024 x1", "mlp-1024", 1),
+        Row("mlp-1024 x8", "mlp-1024", 8, quick=True),
+        Row("mlp-1024 x128", "mlp-1024", 128),
+        Row("mlp-1024 x1024", "mlp-1024", 1024),
+        Row("mlp-4096 x8", "mlp-4096", 8),
+        Row("mlp-4096 x256", "mlp-4096", 256),
+        Row("lstm x32", "lstm", 32),
+        Row("gru x32", "gru", 32),
+        Row("conv-pool x16", "conv-pool", 16),
+        Row("conv-pool x128", "conv-pool", 128),
+        Row("hifi-gan x1", "hifi-gan", 1),
+        Row("gpt 1x16", "gpt-16", 1, quick=True),
+        Row("gpt 8x128", "gpt-128", 8),
+        Row("gpt 8x512", "gpt-512", 8),
+        Row("8 mlp-512 x64", "mlp-512", 64, "ensemble", quick=True),
+        Row("mlp-1024 4x32", "mlp-1024", 32, "accumulate"),
+        Row("serve hifi-gan x1", "hifi-gan", 1, "serve"),
+        Row("serve mlp-1024 x1", "mlp-1024", 1, "serve", quick=True),
+        Row("serve lstm x1", "lstm", 1, "serve"),
+        Row("serve gpt 1x16", "gpt-16", 1, "serve"),
+    )
+}
+
+
+def choose(patterns: Sequence[str], quick: bool) -> list[Row]:
+    """The rows of these names, in which `*` stands for anything; or all, or the quick ones. On a GPU, in two dtypes.
+
+    Raises:
+        ConfigError: nothing has such a name.
+    """
+    chosen = {name: None for pattern in patterns for name in _matching(pattern)}
+    rows = [ROWS[name] for name in chosen] or [row for row in ROWS.values() if row.quick or not quick]
+    if jax.default_backend() == "cpu":
+        return rows
+    return [dataclasses.replace(row, dtype=dtype) for row in rows for dtype in ("float32", "bfloat16")]
+
+
+def _matching(pattern: str) -> list[str]:
+    found = fnmatch.filter(ROWS, pattern)
+    if not found:
+        raise ConfigError(f"no row is named {pattern!r}{nearest(pattern, ROWS)}; rows: {', '.join(ROWS)}")
+    return found

@@ -1,0 +1,119 @@
+"""The results for people: tables for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import rich.box
+from rich.table import Table
+
+from experiments.bench.measure import Cell, Result
+from experiments.environment import environment
+
+LIBRARIES = {
+    "wn_jax": "wn_jax",
+    "linen": "flax.linen",
+    "nnx": "flax.nnx",
+    "equinox": "equinox",
+    "paramax": "paramax",
+    "torch": "torch",
+    "torch compiled": "torch compiled",
+}
+"""The arms of the main table, and the names of their columns."""
+
+WAYS = ("on weights", "on outputs", "projected", "folded", "each time", "control")
+"""The other arms: of wn_jax, and the plain model again."""
+
+_HEAD = ("row", "plain ms", "bound")
+
+
+def times(results: Sequence[Result]) -> list[list[str]]:
+    """The ratio of times to the library's own plain model; of wn_jax and the control, also their middle halves."""
+    shown = [name for name in LIBRARIES if any(name in result.cells for result in results)]
+    head = [*_HEAD, *(LIBRARIES[name] for name in shown), "control"]
+    rows = [
+        [
+            *_first(result),
+            *(_cell(result, name, _with_spread if name == "wn_jax" else _ratio) for name in shown),
+            _cell(result, "control", _with_spread),
+        ]
+        for result in results
+    ]
+    return [head, *rows]
+
+
+def ways(results: Sequence[Result]) -> list[list[str]]:
+    """The same for the ways that wn_jax has."""
+    shown = [name for name in WAYS[:-1] if any(name in result.cells for result in results)]
+    rows = [
+        [result.row.title, *(_cell(result, name, _ratio) for name in ("wn_jax", *shown))]
+        for result in results
+        if any(name in result.cells for name in shown)
+    ]
+    return [["row", "wn_jax", *shown], *rows] if rows else []
+
+
+def costs(results: Sequence[Result]) -> list[list[str]]:
+    """What else wn_jax and the libraries cost: compilation, memory, and the deviation from float64."""
+    shown = [name for name in LIBRARIES if any(name in result.cells for result in results)]
+    figures: tuple[tuple[str, Callable[[Cell], str]], ...] = (
+        ("compile", lambda cell: "-" if cell.compile_ratio is None else f"{cell.compile_ratio:.2f}"),
+        ("memory", lambda cell: "-" if cell.memory_ratio is None else f"{cell.memory_ratio:.2f}"),
+        ("off by", lambda cell: f"{cell.deviation:.0e}"),
+    )
+    head = ["row", "figure", *(LIBRARIES[name] for name in shown), "plain"]
+    rows = []
+    for result in results:
+        for title, figure in figures:
+            plain = _plain_figure(result.cells["linen plain"], title)
+            rows.append([result.row.title, title, *(_cell(result, name, figure) for name in shown), plain])
+    return [head, *rows]
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """A table of cells, the first row its head."""
+    head, *rows = cells
+    rule = ["---"] * len(head)
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
+
+
+def terminal(cells: Sequence[Sequence[str]], caption: str) -> Table:
+    """The same for the terminal."""
+    head, *rows = cells
+    view = Table(caption=caption, box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+    for i, column in enumerate(head):
+        view.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        view.add_row(*row)
+    return view
+
+
+def where() -> str:
+    """Where and when this was measured, in one line."""
+    facts = environment()
+    packages = ", ".join(f"{name} {facts['packages'][name]}" for name in ("jax", "flax"))
+    return f"{facts['started'][:10]}, {packages}, {', '.join(facts['devices'])}, {facts['cpus']} CPU cores"
+
+
+def _first(result: Result) -> list[str]:
+    return [result.row.title, f"{result.plain:.3g}", f"{result.bound:.2f}"]
+
+
+def _cell(result: Result, name: str, figure: Callable[[Cell], str]) -> str:
+    return figure(result.cells[name]) if name in result.cells else "-"
+
+
+def _ratio(cell: Cell) -> str:
+    return f"{cell.ratio:.2f}"
+
+
+def _with_spread(cell: Cell) -> str:
+    return f"{cell.ratio:.2f} ({cell.spread[0]:.2f}-{cell.spread[1]:.2f})"
+
+
+def _plain_figure(cell: Cell, title: str) -> str:
+    if title == "compile":
+        return f"{sorted(cell.compile_seconds)[len(cell.compile_seconds) // 2]:.2f} s"
+    if title == "memory":
+        return f"{(cell.peak_memory or 0) / 2**20:.0f} MiB"
+    return f"{cell.deviation:.0e}"
