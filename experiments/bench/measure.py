@@ -111,14 +111,26 @@ def _compile(made: dict[str, Arm], on_step: Callable[[str], None]) -> dict[str, 
 
 
 def _time(made: dict[str, Arm], seconds: float, on_step: Callable[[str], None]) -> dict[str, list[float]]:
-    """The milliseconds of a step, by arm and round: as many rounds as fit, but a few at least."""
-    gc.collect()
+    """The milliseconds of a step, by arm and round.
+
+    PyTorch's arms take their turns after all others, as its threads keep a core busy for a while after each.
+    """
+    groups = [{name: arm for name, arm in made.items() if arm.of_torch is of_torch} for of_torch in (False, True)]
+    times = {}
+    for group in filter(None, groups):
+        gc.collect()
+        times |= _take_turns(group, seconds * len(group) / len(made), on_step)
+    return times
+
+
+def _take_turns(made: dict[str, Arm], seconds: float, on_step: Callable[[str], None]) -> dict[str, list[float]]:
+    """As many rounds as fit, but a few at least."""
     alone = {}
     for name, arm in made.items():
         on_step(f"warm up {name}")
         arm.run(2)
         alone[name] = _seconds(arm, 1)
-    steps = max(1, math.ceil(_SECONDS_PER_TURN / alone["linen plain"]))
+    steps = max(1, math.ceil(_SECONDS_PER_TURN / min(alone.values())))
     rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, int(seconds / (steps * sum(alone.values())))))
     times: dict[str, list[float]] = {name: [] for name in made}
     for round_, order in enumerate(_orders(list(made), rounds), 1):
