@@ -81,10 +81,13 @@ def test_a_sweep_without_rates(name, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_model_to_time():
-    message = "unknown case 'mlp8' (did you mean 'mlp-8'?); cases: mlp-8, mlp-128, "
-    assert message in fails("step-time", "--only", "mlp8")
-    assert "times.json: cannot be written" in fails("step-time", "--only", "mlp-8", "--json", "nowhere/times.json")
+def test_an_unknown_row_to_measure(tmp_path):
+    message = "no row is named 'mlp-1024x8' (did you mean 'mlp-1024 x8'?); rows: mlp-1024 x1, mlp-1024 x8, "
+    assert message in fails("bench", "--rows", "mlp-1024x8", "--out", tmp_path / "bench")
+    assert not (tmp_path / "bench").exists()
+    (tmp_path / "file").touch()
+    unwritable = ["bench", "--rows", "gpt*", "--out", tmp_path / "file"]
+    assert "file: cannot be written: " in fails(*unwritable)
 
 
 def test_the_overhead_is_that_of_one_seed():

@@ -8,7 +8,7 @@ from tests.experiments import ROOT, invoke
 
 
 def test_help_reads():
-    commands = ["compare", "train", "sweep", "conditioning", "report", "fetch", "step-time", "overhead", "vocoder"]
+    commands = ["compare", "train", "sweep", "conditioning", "report", "fetch", "bench", "overhead", "vocoder"]
     for command in ([], *([name] for name in commands)):
         result = invoke(*command, "--help")
         assert result.exit_code == 0

@@ -116,7 +116,7 @@ def _time(made: dict[str, Arm], seconds: float, on_step: Callable[[str], None]) 
     PyTorch's arms take their turns after all others, as its threads keep a core busy for a while after each.
     """
     groups = [{name: arm for name, arm in made.items() if arm.of_torch is of_torch} for of_torch in (False, True)]
-    times = {}
+    times = dict[str, list[float]]()
     for group in filter(None, groups):
         gc.collect()
         times |= _take_turns(group, seconds * len(group) / len(made), on_step)

@@ -21,8 +21,16 @@ LIBRARIES = {
 }
 """The arms of the main table, and the names of their columns."""
 
-WAYS = ("on weights", "on outputs", "projected", "folded", "each time", "control")
-"""The other arms: of wn_jax, and the plain model again."""
+WAYS = {
+    "on weights": 'scale="weight"',
+    "on outputs": 'scale="output"',
+    "projected": "project_directions",
+    "carried": "carried norm",
+    "norm for free": "norm for free",
+    "each time": "norm each microbatch",
+    "folded": "folded",
+}
+"""The other arms of wn_jax, likewise."""
 
 _HEAD = ("row", "plain ms", "bound")
 
@@ -44,13 +52,13 @@ def times(results: Sequence[Result]) -> list[list[str]]:
 
 def ways(results: Sequence[Result]) -> list[list[str]]:
     """The same for the ways that wn_jax has."""
-    shown = [name for name in WAYS[:-1] if any(name in result.cells for result in results)]
+    shown = [name for name in WAYS if any(name in result.cells for result in results)]
     rows = [
         [result.row.title, *(_cell(result, name, _ratio) for name in ("wn_jax", *shown))]
         for result in results
         if any(name in result.cells for name in shown)
     ]
-    return [["row", "wn_jax", *shown], *rows] if rows else []
+    return [["row", "wn_jax", *(WAYS[name] for name in shown)], *rows] if rows else []
 
 
 def costs(results: Sequence[Result]) -> list[list[str]]:

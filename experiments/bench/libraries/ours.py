@@ -9,7 +9,7 @@ import optax
 
 import wn_jax as wn
 from experiments.bench.arms import Arm
-from experiments.bench.libraries import linen
+from experiments.bench.libraries import carried, linen
 from experiments.bench.libraries.jax_steps import LEARNING_RATE, Apply, Gradient, accumulated, arm, inputs
 from experiments.bench.rows import Row
 from wn_jax.optim import project_directions
@@ -30,7 +30,8 @@ def arms(row: Row) -> list[Arm]:
         return [*plain, ours("wn_jax"), arm("folded", _PLAIN, row, apply, wn.reconstruct(nodes), x)]
     if row.work == "accumulate":
         return [*plain, ours("wn_jax", gradient=gradients_once(apply)), ours("each time")]
-    return [*plain, ours("wn_jax"), ours("on weights", "weight"), ours("on outputs", "output"), _projected(row)]
+    sides = [ours("wn_jax"), ours("on weights", "weight"), ours("on outputs", "output")]
+    return [*plain, *sides, _projected(row), *(_carried(row, measured) for measured in (True, False))]
 
 
 def build(row: Row) -> tuple[Apply, Any, Any]:
@@ -49,6 +50,18 @@ def gradients_once(apply: Apply) -> Gradient:
         return to_nodes(accumulated(apply)(weights, parts))[0]
 
     return gradient
+
+
+def _carried(row: Row, measured: bool) -> Arm:
+    """With norms that the update before took; or with those of the start, to see what a norm for nothing would be."""
+    apply, _, nodes = build(row)
+
+    def carry(leaf: Any) -> Any:
+        return carried.Carried.of(leaf, measured) if isinstance(leaf, wn.WeightNorm) else leaf
+
+    nodes = jax.tree.map(carry, nodes, is_leaf=lambda leaf: isinstance(leaf, wn.WeightNorm))
+    name = "carried" if measured else "norm for free"
+    return arm(name, _PLAIN, row, wn.wrap(apply), nodes, inputs(row), update=carried.update)
 
 
 def _projected(row: Row) -> Arm:
