@@ -16,7 +16,7 @@ class Arm:
 
     `run` makes that many steps, each from what the one before left, and returns when all is done. `compile` does again
     what happens before a first step, and returns the seconds; None where there is nothing to compile. `peak_memory` is
-    the compiler's count of bytes, where there is one. `deviation` computes how far the output is from that in float64,
+    the compiler's count of bytes, where there is one. `deviation` is how far the output is from that in float64,
     over the largest of the latter. `against` is the arm that it is compared with, and `of_torch` says whose threads it
     uses.
     """
@@ -26,5 +26,5 @@ class Arm:
     run: Callable[[int], None]
     compile: Callable[[], float] | None
     peak_memory: int | None
-    deviation: Callable[[], float]
+    deviation: float
     of_torch: bool = False

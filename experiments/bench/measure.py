@@ -22,7 +22,8 @@ from experiments.bench.libraries import arms
 from experiments.bench.rows import Row
 
 _SECONDS_PER_TURN = 0.05  # of one arm in one round; much less, and the clock and the dispatch would be in it
-_MOST_ROUNDS, _FEWEST_ROUNDS, _COMPILATIONS = 41, 5, 3
+_MOST_ROUNDS, _FEWEST_ROUNDS = 41, 5
+_COMPILATIONS, _COMPILE_SECONDS = 3, 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +75,7 @@ def measure(row: Row, seconds: float, torch_compiler: bool, on_step: Callable[[s
     made, missing = _make(row, torch_compiler, on_step)
     compilations = _compile(made, on_step)
     times = _time(made, seconds, on_step)
-    deviations = {}
-    for name, arm in made.items():
-        on_step(f"{name} in float64")
-        deviations[name] = arm.deviation()
-    cells = {name: _cell(arm, made, times, compilations, deviations[name]) for name, arm in made.items()}
+    cells = {name: cell(arm, made, times, compilations) for name, arm in made.items()}
     device = jax.devices()[0]
     return Result(row, f"{device.platform}: {device.device_kind}", bound.of(row), cells, missing)
 
@@ -100,13 +97,15 @@ def _make(row: Row, torch_compiler: bool, on_step: Callable[[str], None]) -> tup
 
 
 def _compile(made: dict[str, Arm], on_step: Callable[[str], None]) -> dict[str, list[float]]:
-    """The seconds that each takes to compile, several times in turn."""
+    """The seconds that each takes to compile: several times in turn, but once where that takes a minute."""
     seconds: dict[str, list[float]] = {name: [] for name in made}
-    for name in [*made] * _COMPILATIONS:
-        compile_again = made[name].compile
-        if compile_again:
-            on_step(f"compile {name} again")
-            seconds[name].append(compile_again())
+    for _ in range(_COMPILATIONS):
+        for name, arm in made.items():
+            if arm.compile:
+                on_step(f"compile {name} again")
+                seconds[name].append(arm.compile())
+        if sum(map(sum, seconds.values())) > _COMPILE_SECONDS:
+            break
     return seconds
 
 
@@ -128,7 +127,7 @@ def _take_turns(made: dict[str, Arm], seconds: float, on_step: Callable[[str], N
     alone = {}
     for name, arm in made.items():
         on_step(f"warm up {name}")
-        arm.run(2)
+        arm.run(1)
         alone[name] = _seconds(arm, 1)
     steps = max(1, math.ceil(_SECONDS_PER_TURN / min(alone.values())))
     rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, int(seconds / (steps * sum(alone.values())))))
@@ -154,13 +153,8 @@ def _seconds(arm: Arm, steps: int) -> float:
     return time.perf_counter() - start
 
 
-def _cell(
-    arm: Arm,
-    made: dict[str, Arm],
-    times: dict[str, list[float]],
-    compilations: dict[str, list[float]],
-    deviation: float,
-) -> Cell:
+def cell(arm: Arm, made: dict[str, Arm], times: dict[str, list[float]], compilations: dict[str, list[float]]) -> Cell:
+    """An arm's figures, from what was measured of all."""
     plain = made[arm.against]
     ratios = [own / other for own, other in zip(times[arm.name], times[plain.name], strict=True)]
     quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
@@ -174,5 +168,5 @@ def _cell(
         compile_ratio=statistics.median(compiled) if compiled else None,
         peak_memory=arm.peak_memory,
         memory_ratio=arm.peak_memory / plain.peak_memory if arm.peak_memory and plain.peak_memory else None,
-        deviation=deviation,
+        deviation=arm.deviation,
     )

@@ -45,11 +45,14 @@ def paramax_arms(row: Row) -> list[Arm]:
     """Plain, and with each weight wrapped; they are unwrapped once, outside of all loops."""
     import paramax
 
-    def wrap(layer: Any) -> Any:
-        weights = _weights(layer)
-        return eqx.tree_at(_weights, layer, [paramax.WeightNormalization(weight) for weight in weights])
+    return [_plain(row), _arm("paramax", row, wrap_weights, paramax.unwrap)]
 
-    return [_plain(row), _arm("paramax", row, wrap, paramax.unwrap)]
+
+def wrap_weights(layer: Any) -> Any:
+    """A layer with paramax's weight normalization of its weights."""
+    import paramax
+
+    return eqx.tree_at(_weights, layer, [paramax.WeightNormalization(weight) for weight in _weights(layer)])
 
 
 def build(row: Row, wrap: Wrap = lambda layer: layer, unwrap: Wrap = lambda layers: layers) -> tuple[Apply, Any]:

@@ -97,11 +97,12 @@ def arm(
     """
     step = work(row, apply, gradient, update)
     donated = () if row.work == "serve" else (0,)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x))
 
     def compiled() -> tuple[Any, float]:
         start = time.perf_counter()
         # A new function each time, as JAX remembers what it has traced.
-        program = jax.jit(lambda params, x: step(params, x), donate_argnums=donated).lower(params, x).compile()
+        program = jax.jit(lambda params, x: step(params, x), donate_argnums=donated).lower(*shapes).compile()
         return program, time.perf_counter() - start
 
     program, _ = compiled()
@@ -114,7 +115,7 @@ def arm(
                 state[0] = result
         jax.block_until_ready(result)
 
-    return Arm(name, against, run, lambda: compiled()[1], _peak(program), lambda: deviation(row, apply, params, x))
+    return Arm(name, against, run, lambda: compiled()[1], _peak(program), deviation(row, apply, params, x))
 
 
 def work(row: Row, apply: Apply, gradient: Gradient | None, update: Update | None) -> Callable[[Any, jax.Array], Any]:

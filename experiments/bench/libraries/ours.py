@@ -30,8 +30,10 @@ def arms(row: Row) -> list[Arm]:
         return [*plain, ours("wn_jax"), arm("folded", _PLAIN, row, apply, wn.reconstruct(nodes), x)]
     if row.work == "accumulate":
         return [*plain, ours("wn_jax", gradient=gradients_once(apply)), ours("each time")]
-    sides = [ours("wn_jax"), ours("on weights", "weight"), ours("on outputs", "output")]
-    return [*plain, *sides, _projected(row), *(_carried(row, measured) for measured in (True, False))]
+    ways = [ours("wn_jax"), ours("on weights", "weight"), ours("on outputs", "output"), _projected(row)]
+    if row.network.startswith("mlp"):  # where the norm is much of the cost
+        ways += [_carried(row, measured) for measured in (True, False)]
+    return [*plain, *ways]
 
 
 def build(row: Row) -> tuple[Apply, Any, Any]:
@@ -52,16 +54,20 @@ def gradients_once(apply: Apply) -> Gradient:
     return gradient
 
 
+def carry(nodes: Any, measured: bool) -> Any:
+    """The tree with nodes that are told their norms."""
+
+    def told(leaf: Any) -> Any:
+        return carried.Carried.of(leaf, measured) if isinstance(leaf, wn.WeightNorm) else leaf
+
+    return jax.tree.map(told, nodes, is_leaf=lambda leaf: isinstance(leaf, wn.WeightNorm))
+
+
 def _carried(row: Row, measured: bool) -> Arm:
     """With norms that the update before took; or with those of the start, to see what a norm for nothing would be."""
     apply, _, nodes = build(row)
-
-    def carry(leaf: Any) -> Any:
-        return carried.Carried.of(leaf, measured) if isinstance(leaf, wn.WeightNorm) else leaf
-
-    nodes = jax.tree.map(carry, nodes, is_leaf=lambda leaf: isinstance(leaf, wn.WeightNorm))
     name = "carried" if measured else "norm for free"
-    return arm(name, _PLAIN, row, wn.wrap(apply), nodes, inputs(row), update=carried.update)
+    return arm(name, _PLAIN, row, wn.wrap(apply), carry(nodes, measured), inputs(row), update=carried.update)
 
 
 def _projected(row: Row) -> Arm:

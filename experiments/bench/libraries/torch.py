@@ -106,7 +106,7 @@ def _arm(name: str, against: str, row: Row, wrapped: bool = False, compiled: boo
     run = _runner(row, net, apply)
     # It takes long, and doing it again would undo what is compiled: it is measured once, and returned each time.
     compile_again = _returning(_first_step(run)) if compiled else None
-    return Arm(name, against, run, compile_again, None, lambda: _deviation(row, net, apply, initial), of_torch=True)
+    return Arm(name, against, run, compile_again, None, _deviation(row, net, apply, initial), of_torch=True)
 
 
 def _first_step(run: Callable[[int], None]) -> float:
