@@ -58,7 +58,9 @@ def in_equinox(params, layers):
     return layers
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name not in RECURRENT])
+@pytest.mark.parametrize(
+    "name", ["mlp", "gpt", *(pytest.param(name, marks=pytest.mark.slow) for name in ("conv", "hifi-gan"))]
+)
 def test_the_libraries_compute_the_same_network(name):
     """Recurrent cells are the libraries' own, and keep their gates in different ways."""
     row = Row(name, name, 2)

@@ -69,6 +69,7 @@ def test_the_command_writes_tables_figures_and_a_chart(small, tmp_path):
     assert (tmp_path / "out" / "bench.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_leaves_those_before_it(small, tmp_path, monkeypatch):
     whole = measure.measure
 

@@ -20,7 +20,7 @@ from wn_jax import _program as program
 from wn_jax._boxes import rebox, unbox
 from wn_jax._data_plan import Target, plan
 from wn_jax._factored import Factored, weight
-from wn_jax._node import norm_dtype
+from wn_jax._norms import norm_dtype
 from wn_jax._notes import Bias
 from wn_jax._program import Equation, Site
 from wn_jax._run import Runner, scale_of_output, with_v

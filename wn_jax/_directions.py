@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from wn_jax._boxes import rebox, unbox
-from wn_jax._node import WeightNorm, norm, norm_dtype
+from wn_jax._node import WeightNorm
+from wn_jax._norms import norm, norm_dtype
 from wn_jax._transform import leaf_path
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from wn_jax._boxes import rebox, unbox
-from wn_jax._node import WeightNorm, is_node, norm_dtype
+from wn_jax._node import WeightNorm, is_node
+from wn_jax._norms import norm_dtype
 
 FeatureAxes = int | Sequence[int] | None
 

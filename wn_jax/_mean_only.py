@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen import dtypes
 
-from wn_jax._node import norm_dtype
+from wn_jax._norms import norm_dtype
 
 
 def batch_axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:

@@ -1,0 +1,103 @@
+"""Norms, and the factor `g / ||v||` with its derivative: the numerics of weight normalization.
+
+In float32 at least, without an epsilon, and finite wherever the result is.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Names = tuple[str, ...] | None
+
+
+def norm(v: jax.Array, axes: tuple[int, ...], names: Names = None) -> tuple[jax.Array, jax.Array]:
+    """`||v||` over `axes`, kept as size 1, and where its square is no normal number but (nearly) 0; there it reads 1.
+
+    `v` must be of a dtype that `norm_dtype` returns. NaN and infinity stay visible. In a manual region, `names` are
+    the mesh axes that `axes` are sharded over.
+    """
+    _check_manual_region(names)
+    return _norm(v, axes, names or ())
+
+
+def norm_dtype(dtype: Any) -> Any:
+    """The dtype in which norms of arrays of `dtype` are computed: float32, and float64 for float64."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
+    """`g / ||v||`, and 0 where `||v||^2` under- or overflows."""
+    _check_manual_region(names)
+    return _jitted_scale(g, v, axes, names or ())
+
+
+def _check_manual_region(names: Names) -> None:
+    """Raises in `shard_map` and `pmap` where nobody said over which mesh axes the norms run."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    if manual and names is None:
+        raise ValueError(
+            f"the norm of a weight is needed inside shard_map or pmap over {tuple(manual)}, where it could be that of "
+            "one shard. To rebuild weights there, say how they are sharded: wn_jax.in_shard_map(params, specs), with "
+            "their in_specs, P() for whole ones. Or do it outside: call wn_jax.reconstruct(params) and pass the plain "
+            "weights in; gradients reach g and v where jax.grad, too, is outside."
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _norm(v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    squares = _sum(jnp.square(v), axes, names)
+    vanishes = squares < jnp.finfo(v.dtype).tiny
+    root = jnp.sqrt(jnp.where(vanishes, 1, squares))
+    # Without the barrier XLA turns g / sqrt(s) into g * rsqrt(s), and g == ||v|| gives a scale that is not exactly 1.
+    return jax.lax.optimization_barrier(root), vanishes
+
+
+def _sum(x: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
+    """The sum over `axes`, kept as size 1, and over the shards along the mesh axes `names`."""
+    total = jnp.sum(x, axis=axes, keepdims=True)
+    return jax.lax.psum(total, names) if names else total
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _jitted_scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> jax.Array:
+    """JAX traces and differentiates a `jit` once for all weights of one shape."""
+    return _scale_inverse_length(g, v, axes, names)[0]
+
+
+Three = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _scale_inverse_length(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> Three:
+    """`g / ||v||`, `1 / ||v||` and `||v||`, which is infinite where its square under- or overflows.
+
+    Together, as the derivative needs all of them, and over shards each norm is a message.
+    """
+    length, vanishes = _norm(v, axes, names)
+    length = jnp.where(vanishes, jnp.inf, length)
+    return g / length, 1 / length, length
+
+
+@_scale_inverse_length.defjvp
+def _scale_inverse_length_jvp(
+    axes: tuple[int, ...], names: tuple[str, ...], primals: tuple[jax.Array, jax.Array], tangents: Any
+) -> tuple[Three, Three]:
+    """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||; the same for g = 1; and d||v|| = d.dv.
+
+    Written out because the derivative by way of ||v||^2 has factors of ||v||^-3, which overflow in a Hessian-vector
+    product from ||v|| = 1e-13 down. Here every factor has the size of a result.
+
+    A division stands where reverse mode hands numbers of a feature to the loop over `v` that updates it: XLA does not
+    fuse a division into a loop that would repeat it, but would all else (docs/performance.md has the figures).
+    """
+    (g, v), (dg, dv) = primals, tangents
+    scale, inverse, length = _scale_inverse_length(g, v, axes, names)
+    along = _sum((v * inverse) * dv, axes, names)
+    radial = along / length
+    # A select, not a product with 0: where v is huge and 1/||v|| is 0, the cotangents may be infinite.
+    changes = inverse * dg - scale * radial, -inverse * radial, along
+    return (scale, inverse, length), tuple(jnp.where(inverse == 0, 0, change) for change in changes)  # type: ignore
