@@ -99,6 +99,20 @@ def test_every_wrapped_network_does_not_depend_on_the_lengths_of_its_directions(
         np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4, err_msg=library)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "conv", "gpt"])
+def test_in_half_precision_all_but_the_magnitudes_is_half_precise(name):
+    row = Row(name, name, 2, dtype="bfloat16")
+    apply, _, nodes = ours.build(row)
+    x = inputs(row)
+    step = jax.jit(lambda nodes, x: sgd(nodes, jax.grad(loss(ours.wn.wrap(apply)))(nodes, x)))
+    after = step(nodes, x)
+    assert x.dtype == jnp.bfloat16
+    for leaf, label in zip(jax.tree.leaves(after), jax.tree.leaves(ours.wn.labels(after)), strict=True):
+        assert leaf.dtype == (jnp.float32 if label == "g" else jnp.bfloat16)
+        assert jnp.isfinite(leaf).all()
+
+
 def test_gradients_of_microbatches_are_those_of_the_whole_batch():
     row = Row("parts", "mlp", 3, "accumulate")
     apply, _, nodes = ours.build(row)

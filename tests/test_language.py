@@ -198,6 +198,7 @@ def run(tmp_path_factory):
     return run_once(tmp_path_factory, "gpt", "train", GPT, "--arm", "weight_norm", *SETTINGS)
 
 
+@pytest.mark.slow
 def test_a_run_writes_samples_and_shows_them(run):
     out, output = run
     samples = read_records(out / "samples.jsonl")

@@ -25,6 +25,7 @@ def run(tmp_path_factory):
     return run_once(tmp_path_factory, "vae", "compare", SMALL, *settings())
 
 
+@pytest.mark.slow
 def test_a_run_records_the_bound_and_its_terms(run):
     records = read_records(run[0] / "metrics.jsonl")
     assert {record["arm"] for record in records} == {"plain", "weight_norm"}
@@ -85,6 +86,7 @@ def test_what_is_evaluated_does_not_depend_on_what_is_evaluated_together(trained
         np.testing.assert_allclose(values, whole[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_pictures_are_written_at_each_evaluation(run):
     for name in ("plain", "weight_norm"):
         folder = run[0] / "pictures" / name / "0.002"
@@ -101,6 +103,7 @@ def test_pictures_are_written_at_each_evaluation(run):
         np.testing.assert_array_equal(shown[:8, 9 * column : 9 * column + 8, 0], 255 * held_out[column, ..., 0])
 
 
+@pytest.mark.slow
 def test_the_report_has_them_and_the_steps_to_each_loss(run):
     page, printed = (run[0] / "report.html").read_text(), run[1]
     assert page.count('<img class="grid" src="data:image/png;base64,') == 6

@@ -35,6 +35,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         ticks = (0.9, 1, 1.2, 1.5, 2, 3, 5, 8)
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
+        axes.set_ylim(-0.6, len(results) - 0.4)
         axes.set_yticks(places, [result.row.title for result in results])
         axes.set_xlabel("time of a step over that of the library's own plain model")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.6 / len(results)), ncols=4, frameon=False)

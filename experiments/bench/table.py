@@ -62,7 +62,7 @@ def ways(results: Sequence[Result]) -> list[list[str]]:
 
 
 def costs(results: Sequence[Result]) -> list[list[str]]:
-    """What else wn_jax and the libraries cost: compilation, memory, and the deviation from float64."""
+    """What else wn_jax and the libraries cost: compilation, memory, the deviation from float64, and examples a second."""
     shown = [name for name in LIBRARIES if any(name in result.cells for result in results)]
     figures: tuple[tuple[str, Callable[[Cell], str]], ...] = (
         ("compile", lambda cell: "-" if cell.compile_ratio is None else f"{cell.compile_ratio:.2f}"),
@@ -75,6 +75,9 @@ def costs(results: Sequence[Result]) -> list[list[str]]:
         for title, figure in figures:
             plain = _plain_figure(result.cells["linen plain"], title)
             rows.append([result.row.title, title, *(_cell(result, name, figure) for name in shown), plain])
+        speed = result.examples_per_second
+        speeds = (f"{speed[name]:.3g}" if name in speed else "-" for name in (*shown, "linen plain"))
+        rows.append([result.row.title, "per second", *speeds])
     return [head, *rows]
 
 
