@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -9,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,14 @@ import wn_jax as wn
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn", "orbax-checkpoint")
 
 
-def environment() -> dict[str, Any]:
-    """As a dict that JSON takes."""
+def environment(also: Iterable[str] = ()) -> dict[str, Any]:
+    """As a dict that JSON takes, with the versions of required packages, and of `also` if they are installed."""
+    others = {name: metadata.version(name) for name in also if importlib.util.find_spec(name)}
     return {
         "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {"wn-jax": wn.__version__} | {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {"wn-jax": wn.__version__} | {name: metadata.version(name) for name in _PACKAGES} | others,
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "processes": jax.process_count(),

@@ -9,6 +9,7 @@ import typer
 
 from experiments import interrupt, overhead, toml_file
 from experiments.bench import table
+from experiments.environment import environment
 from experiments.options import ArmName, ConfigFile, Settings, one_arm
 from experiments.terminal import about_config, console, interruptible, user_errors
 
@@ -28,4 +29,4 @@ def measure_overhead(
             f"bare step {statistics.median(found.bare):.2f} ms, engine {statistics.median(found.engine):.2f} ms, "
             f"ratio {found.ratio():.3f} (medians over {rounds} rounds of {experiment.train.record_every} steps)"
         )
-        console.print(table.where(), soft_wrap=True)
+        console.print(table.where(environment()), soft_wrap=True)

@@ -33,10 +33,12 @@ def tiny(monkeypatch):
 
 
 def randomized(tree):
-    """The same structure with other numbers in it, in the biases too."""
+    """The same structure with other numbers in it, in the biases too, of a size that keeps outputs from saturating."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(2), len(leaves))
-    return treedef.unflatten([0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    sizes = [(leaf.shape[-1] / leaf.size) ** 0.5 if leaf.ndim > 1 else 0.1 for leaf in leaves]
+    drawn = [s * jax.random.normal(k, leaf.shape) for s, k, leaf in zip(sizes, keys, leaves, strict=True)]
+    return treedef.unflatten(drawn)
 
 
 def in_nnx(params, state):
@@ -77,12 +79,10 @@ def test_the_libraries_compute_the_same_network(name):
 
 def wrapped(row):
     """The weight-normalized networks of all libraries, as functions and parameters."""
-    import paramax
-
     apply, _, nodes = ours.build(row)
     found = {"wn_jax": (ours.wn.wrap(apply), nodes), "linen": linen.build(row, wrapped=True)}
     found["nnx"] = nnx.build(row, wrapped=True)
-    found["paramax"] = equinox.build(row, equinox.wrap_weights, paramax.unwrap)
+    found["paramax"] = equinox.build(row, equinox.wrap_weights, equinox.paramax_unwrap)
     if row.network not in RECURRENT:
         found["equinox"] = equinox.build(row, eqx.nn.WeightNorm)
     return found
@@ -111,6 +111,16 @@ def test_in_half_precision_all_but_the_magnitudes_is_half_precise(name):
     for leaf, label in zip(jax.tree.leaves(after), jax.tree.leaves(ours.wn.labels(after)), strict=True):
         assert leaf.dtype == (jnp.float32 if label == "g" else jnp.bfloat16)
         assert jnp.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name not in RECURRENT])
+def test_every_library_has_as_many_magnitudes_as_there_are_features(name):
+    row = Row(name, name, 1)
+    features = sum(layer.features for layer in row.build().layers.values())
+    plain = {"wn_jax": linen, "linen": linen, "nnx": nnx, "paramax": equinox, "equinox": equinox}
+    for library, (_, params) in wrapped(row).items():
+        before, after = (sum(leaf.size for leaf in jax.tree.leaves(t)) for t in (plain[library].build(row)[1], params))
+        assert after - before == features, library
 
 
 def test_gradients_of_microbatches_are_those_of_the_whole_batch():
@@ -169,6 +179,33 @@ def test_a_loop_counts_as_often_as_it_runs():
 def test_libraries_that_cannot_say_why():
     with pytest.raises(CannotError, match="a recurrent cell has two"):
         equinox.arms(Row("lstm", "lstm", 2))
+
+
+def in_torch(network, params, net):
+    """The network in PyTorch with Linen's numbers; the taps of a transposed convolution in the other order."""
+    import torch
+
+    for name, own in params["params"].items():
+        kernel = jnp.moveaxis(own["kernel"], (-1, -2), (0, 1))
+        if isinstance(network.layers[name], networks.Upsample):
+            kernel = jnp.flip(kernel, -1).swapaxes(0, 1)
+        net.layers[name].weight.data = torch.from_numpy(np.array(kernel))
+        if "bias" in own:
+            net.layers[name].bias.data = torch.from_numpy(np.array(own["bias"]))
+    return net
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+@pytest.mark.parametrize("name", [name for name in TINY if name not in RECURRENT])
+def test_pytorch_computes_the_same_network(name):
+    from experiments.bench.libraries import torch
+
+    row = Row(name, name, 2)
+    apply, params = linen.build(row)
+    params = randomized(params)
+    expected = jax.jit(apply)(params, inputs(row))
+    own = in_torch(row.build(), params, torch.build(row))(torch._input(row)).detach().numpy()
+    np.testing.assert_allclose(own.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")

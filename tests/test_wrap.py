@@ -1,6 +1,7 @@
 """`wrap`: the three places of the scale give one function, and the output side multiplies no weight."""
 
 import collections
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -203,3 +204,23 @@ def test_a_bfloat16_output_is_scaled_in_float32_and_rounded_once():
     (product,) = [eqn for eqn in equations(jaxpr) if str(eqn.primitive) == "mul"]
     assert product.outvars[0].aval.dtype == jnp.float32
     assert jaxpr.outvars[0].aval.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dead", ["g", "v", "none"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_second_derivatives_on_the_outputs_where_a_feature_is_dead(batch, dead):
+    x = jax.random.normal(jax.random.key(0), (batch, 3))
+    node = wn.WeightNorm.from_weight(jax.random.normal(jax.random.key(1), (3, 4)), -2)
+    if dead != "none":
+        node = dataclasses.replace(node, **{dead: getattr(node, dead).at[:, 0].set(0)})
+    direction = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(2), leaf.shape), node)
+
+    def products(scale):
+        apply = wn.wrap(lambda kernel, x: x @ kernel, scale=scale)
+        gradient = jax.grad(lambda node: jnp.sum(jnp.tanh(apply(node, x)) ** 2))
+        along = lambda node: sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient(node), direction)))  # noqa: E731
+        return jax.tree.leaves((jax.jvp(gradient, (node,), (direction,))[1], jax.grad(along)(node)))
+
+    for own, expected in zip(products("output"), products("weight"), strict=True):
+        assert np.isfinite(own).all()
+        np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-5)

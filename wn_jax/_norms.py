@@ -95,9 +95,10 @@ def _scale_inverse_length_jvp(
     fuse a division into a loop that would repeat it, but would all else (docs/performance.md has the figures).
     """
     (g, v), (dg, dv) = primals, tangents
-    scale, inverse, length = _scale_inverse_length(g, v, axes, names)
+    ratio, inverse, length = _scale_inverse_length(g, v, axes, names)
     along = _sum((v * inverse) * dv, axes, names)
     radial = along / length
     # A select, not a product with 0: where v is huge and 1/||v|| is 0, the cotangents may be infinite.
-    changes = inverse * dg - scale * radial, -inverse * radial, along
-    return (scale, inverse, length), tuple(jnp.where(inverse == 0, 0, change) for change in changes)  # type: ignore
+    changes = inverse * dg - ratio * radial, -inverse * radial, along
+    first, second, third = (jnp.where(inverse == 0, 0, change) for change in changes)
+    return (ratio, inverse, length), (first, second, third)

@@ -141,25 +141,18 @@ def scale_of_output(factored: Factored, contraction: Contraction, ndim: int) -> 
 
 @jax.custom_jvp
 def _times(output: jax.Array, scale: jax.Array) -> jax.Array:
-    """`output * scale`, for a batch of 1: its derivative by the output is computed once, see `_times_once`."""
+    """`output * scale`, for a batch of 1: in reverse mode, the factor of the gradient of `v` is computed once.
+
+    That gradient is a product without a sum then, which XLA fuses into the loop that updates `v`. There it would
+    compute `cotangent * scale` again for each number of `v`. A division it does not repeat, so one by 1 comes last.
+    """
     return output * scale
 
 
-@jax.custom_jvp
-def _times_once(tangent: jax.Array, scale: jax.Array) -> jax.Array:
-    """`tangent * scale`, as a division.
-
-    In reverse mode this is the gradient of what the contraction gives, a factor of the gradient of `v`: where the batch
-    is 1, a product without a sum, which XLA fuses into the loop that updates `v`. There it would compute this factor
-    again for each number of `v`; a division it does not repeat.
-    """
-    return tangent / (1 / scale)
-
-
 @_times.defjvp
-@_times_once.defjvp
 def _times_jvp(
     primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     (output, scale), (doutput, dscale) = primals, tangents
-    return _times(output, scale), _times_once(doutput, scale) + output * dscale
+    one = jax.lax.stop_gradient(jnp.where(jnp.isnan(scale), scale, 1))  # 1, but no constant, which XLA would drop
+    return output * scale, doutput * scale / one + output * dscale

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,8 +15,9 @@ from experiments.report import curves
 _MARKERS = "osD^vPX"
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
-    """Write the chart as a PNG."""
+def png(results: Sequence[Result]) -> bytes:
+    """The chart as a PNG."""
+    stream = io.BytesIO()
     places = np.arange(len(results))[::-1]
     with curves.styled():
         figure = Figure(figsize=(8, 1.4 + 0.34 * len(results)), layout="constrained")
@@ -39,4 +40,5 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axes.set_yticks(places, [result.row.title for result in results])
         axes.set_xlabel("time of a step over that of the library's own plain model")
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.6 / len(results)), ncols=4, frameon=False)
-        figure.savefig(path, dpi=150)
+        figure.savefig(stream, format="png", dpi=150)
+    return stream.getvalue()

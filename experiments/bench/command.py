@@ -17,6 +17,7 @@ from experiments.errors import ConfigError
 from experiments.terminal import console, interruptible, progress_bar, user_errors
 
 _QUICK_SECONDS = 6.0
+_PEERS = ("equinox", "paramax", "torch")
 
 
 def bench(
@@ -30,54 +31,71 @@ def bench(
 ) -> None:
     """Measure weight normalization against the plain model, in wn_jax and in every peer that is installed."""
     with user_errors(), interruptible(lambda: f"interrupted; the rows that were done are in {out}"):
-        memory.keep()
+        facts = {**environment(_PEERS), "freed_memory_kept": memory.keep()}
         chosen, results = rows.choose(only or (), quick), list[Result]()
-        _write(out, results)  # a folder that cannot be written is an error now, not after minutes
-        with progress_bar() as progress:
-            task = progress.add_task("", total=len(chosen))
-            for row in chosen:
+        _check(out)
+        try:
+            with progress_bar() as progress:
+                task = progress.add_task("", total=len(chosen))
+                for row in chosen:
 
-                def on_step(what: str, title: str = row.title) -> None:
-                    interrupt.check()
-                    progress.update(task, description=f"{title}: {what}")
+                    def on_step(what: str, title: str = row.title) -> None:
+                        interrupt.check()
+                        progress.update(task, description=f"{title}: {what}")
 
-                budget = min(seconds, _QUICK_SECONDS) if quick else seconds
-                results.append(measure.measure(row, budget, not quick, on_step))
-                progress.advance(task)
-                _write(out, results)
-        _print(results, out)
+                    budget = min(seconds, _QUICK_SECONDS) if quick else seconds
+                    results.append(measure.measure(row, budget, not quick, on_step))
+                    progress.advance(task)
+                    _write(out, results, facts)
+        finally:  # after a Ctrl-C, what is complete
+            if results:
+                _print(results, out, facts)
 
 
-def _print(results: list[Result], out: Path) -> None:
+def _check(out: Path) -> None:
+    """That the folder can be written: an error now, not after minutes. What an earlier run left there stays so far."""
+    probe = out / ".bench"
+    try:
+        files.write(probe, "")
+        probe.unlink()
+    except OSError as error:
+        raise _unwritable(out, error) from None
+
+
+def _print(results: list[Result], out: Path, facts: dict[str, Any]) -> None:
     caption = "time over the library's own plain model: median of rounds (middle half of them); control: plain again"
     console.print(table.terminal(table.times(results), caption))
     if table.ways(results):
         console.print(table.terminal(table.ways(results), "the ways of wn_jax, over plain Linen"))
-    for name, why in {item for result in results for item in result.missing.items()}:
+    for name, why in sorted({item for result in results for item in result.missing.items()}):
         console.print(f"no {name}: {why}", soft_wrap=True)
-    console.print(f"{table.where()}; written to {out}", soft_wrap=True)
+    console.print(f"{table.where(facts)}; written to {out}", soft_wrap=True)
 
 
-def _write(out: Path, results: list[Result]) -> None:
+def _write(out: Path, results: list[Result], facts: dict[str, Any]) -> None:
     """All that is known so far."""
     try:
-        files.write(out / "bench.json", json.dumps(_report(results), indent=1) + "\n")
-        if results:
-            files.write(out / "bench.md", _page(results))
-            chart.draw(results, out / "bench.png")
+        files.write(out / "bench.json", json.dumps(_report(results, facts), indent=1) + "\n")
+        files.write(out / "bench.md", page(results, facts))
+        files.write(out / "bench.png", chart.png(results))
     except OSError as error:
-        raise ConfigError(f"{out}: cannot be written: {error}; choose another folder with --out") from None
+        raise _unwritable(out, error) from None
 
 
-def _report(results: list[Result]) -> dict[str, Any]:
+def _unwritable(out: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{out}: cannot be written: {error}; choose another folder with --out")
+
+
+def _report(results: list[Result], facts: dict[str, Any]) -> dict[str, Any]:
     derived = [
         {"bound": result.bound, "plain_ms": result.plain, "examples_per_second": result.examples_per_second}
         for result in results
     ]
     measured = [dataclasses.asdict(result) for result in results]
-    return {"environment": environment(), "rows": [a | b for a, b in zip(measured, derived, strict=True)]}
+    return {"environment": facts, "rows": [a | b for a, b in zip(measured, derived, strict=True)]}
 
 
-def _page(results: list[Result]) -> str:
+def page(results: list[Result], facts: dict[str, Any]) -> str:
+    """All tables as Markdown."""
     tables = (table.times(results), table.ways(results), table.costs(results))
-    return "\n\n".join([table.where(), *(table.markdown(cells) for cells in tables if cells)]) + "\n"
+    return "\n\n".join([table.where(facts), *(table.markdown(cells) for cells in tables if cells)]) + "\n"

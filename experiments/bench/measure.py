@@ -86,7 +86,12 @@ def _make(row: Row, torch_compiler: bool, on_step: Callable[[str], None]) -> tup
     for library, make in arms(row, torch_compiler).items():
         on_step(f"compile {library}")
         try:
-            made |= {arm.name: arm for arm in make() if arm.name not in made}
+            new = {arm.name: arm for arm in make()}
+            for arm in new.values():
+                arm.run(1)
+                if arm.against not in {**made, **new}:
+                    raise CannotError(f"{arm.against} could not be made")
+            made |= new
         except CannotError as reason:
             missing[library] = str(reason)
         except Exception as error:
@@ -99,12 +104,13 @@ def _make(row: Row, torch_compiler: bool, on_step: Callable[[str], None]) -> tup
 def _compile(made: dict[str, Arm], on_step: Callable[[str], None]) -> dict[str, list[float]]:
     """The seconds that each takes to compile: several times in turn, but once where that takes a minute."""
     seconds: dict[str, list[float]] = {name: [] for name in made}
+    start = time.perf_counter()
     for _ in range(_COMPILATIONS):
         for name, arm in made.items():
             if arm.compile:
                 on_step(f"compile {name} again")
                 seconds[name].append(arm.compile())
-        if sum(map(sum, seconds.values())) > _COMPILE_SECONDS:
+        if time.perf_counter() - start > _COMPILE_SECONDS:
             break
     return seconds
 
@@ -127,14 +133,13 @@ def _take_turns(made: dict[str, Arm], seconds: float, on_step: Callable[[str], N
     alone = {}
     for name, arm in made.items():
         on_step(f"warm up {name}")
-        arm.run(1)
         alone[name] = _seconds(arm, 1)
     steps = max(1, math.ceil(_SECONDS_PER_TURN / min(alone.values())))
     rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, int(seconds / (steps * sum(alone.values())))))
     times: dict[str, list[float]] = {name: [] for name in made}
     for round_, order in enumerate(_orders(list(made), rounds), 1):
-        on_step(f"round {round_} of {rounds}")
         for name in order:
+            on_step(f"round {round_} of {rounds}, {name}")
             times[name].append(1e3 * _seconds(made[name], steps) / steps)
     return times
 
@@ -157,7 +162,7 @@ def cell(arm: Arm, made: dict[str, Arm], times: dict[str, list[float]], compilat
     """An arm's figures, from what was measured of all."""
     plain = made[arm.against]
     ratios = [own / other for own, other in zip(times[arm.name], times[plain.name], strict=True)]
-    quartiles = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else [ratios[0]] * 3
     compiled = [own / other for own, other in zip(compilations[arm.name], compilations[plain.name], strict=True)]
     return Cell(
         against=arm.against,

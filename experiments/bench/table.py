@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import rich.box
 from rich.table import Table
 
 from experiments.bench.measure import Cell, Result
-from experiments.environment import environment
 
 LIBRARIES = {
     "wn_jax": "wn_jax",
@@ -32,6 +32,7 @@ WAYS = {
 }
 """The other arms of wn_jax, likewise."""
 
+_NAMED = ("jax", "flax", "equinox", "paramax", "torch")
 _HEAD = ("row", "plain ms", "bound")
 
 
@@ -62,7 +63,7 @@ def ways(results: Sequence[Result]) -> list[list[str]]:
 
 
 def costs(results: Sequence[Result]) -> list[list[str]]:
-    """What else wn_jax and the libraries cost: compilation, memory, the deviation from float64, and examples a second."""
+    """What else the libraries cost: compilation, memory, the deviation from float64; and examples a second."""
     shown = [name for name in LIBRARIES if any(name in result.cells for result in results)]
     figures: tuple[tuple[str, Callable[[Cell], str]], ...] = (
         ("compile", lambda cell: "-" if cell.compile_ratio is None else f"{cell.compile_ratio:.2f}"),
@@ -99,11 +100,11 @@ def terminal(cells: Sequence[Sequence[str]], caption: str) -> Table:
     return view
 
 
-def where() -> str:
-    """Where and when this was measured, in one line."""
-    facts = environment()
-    packages = ", ".join(f"{name} {facts['packages'][name]}" for name in ("jax", "flax"))
-    return f"{facts['started'][:10]}, {packages}, {', '.join(facts['devices'])}, {facts['cpus']} CPU cores"
+def where(facts: dict[str, Any]) -> str:
+    """Where and when this was measured, in one line; `facts` are the environment's."""
+    packages = ", ".join(f"{name} {facts['packages'][name]}" for name in _NAMED if name in facts["packages"])
+    memory = ", freed memory kept" if facts.get("freed_memory_kept") else ""
+    return f"{facts['started'][:10]}, {packages}, {', '.join(facts['devices'])}, {facts['cpus']} CPU cores{memory}"
 
 
 def _first(result: Result) -> list[str]:

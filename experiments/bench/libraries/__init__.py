@@ -1,31 +1,37 @@
-"""The libraries that are compared: each makes the networks, plain and with its own weight normalization."""
+"""The libraries that are compared: each makes the networks with its own weight normalization, and plain."""
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 
 from experiments.bench.arms import Arm
 from experiments.bench.rows import Row
 
+_LIBRARIES = {  # what must be installed, the file here, and its function; a plain arm comes before those against it
+    "wn_jax": ((), "ours", "arms"),
+    "linen": ((), "linen", "arms"),
+    "nnx": ((), "nnx", "arms"),
+    "equinox": (("equinox",), "equinox", "arms"),
+    "paramax": (("equinox", "paramax"), "equinox", "paramax_arms"),
+    "torch": (("torch",), "torch", "arms"),
+    "torch compiled": (("torch",), "torch", "compiled_arms"),
+}
+
 
 def arms(row: Row, compiled: bool = True) -> dict[str, Callable[[], list[Arm]]]:
     """What each library makes of a row, by its name. `compiled`: with PyTorch's compiler, which takes a minute.
 
-    A library that is not installed is left out.
+    A library that is not installed is left out, and no library is imported before its function is called.
     """
-    from experiments.bench.libraries import equinox, linen, nnx, ours
+    found = dict[str, Callable[[], list[Arm]]]()
+    for name, (needed, module, function) in _LIBRARIES.items():
+        if all(map(importlib.util.find_spec, needed)) and (compiled or name != "torch compiled"):
+            found[name] = functools.partial(_call, module, function, row)
+    return found
 
-    found = {"wn_jax": ours.arms, "linen": linen.arms, "nnx": nnx.arms}
-    if importlib.util.find_spec("equinox"):
-        found["equinox"] = equinox.arms
-    if importlib.util.find_spec("equinox") and importlib.util.find_spec("paramax"):
-        found["paramax"] = equinox.paramax_arms
-    if importlib.util.find_spec("torch"):
-        from experiments.bench.libraries import torch
 
-        found["torch"] = torch.arms
-        if compiled:
-            found["torch compiled"] = torch.compiled_arms
-    return {name: functools.partial(make, row) for name, make in found.items()}
+def _call(module: str, function: str, row: Row) -> list[Arm]:
+    return getattr(importlib.import_module(f"{__name__}.{module}"), function)(row)

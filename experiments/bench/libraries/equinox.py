@@ -8,9 +8,20 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from experiments.bench.arms import Arm, CannotError
-from experiments.bench.libraries.jax_steps import Apply, JaxOps, arm, carry, inputs, members, of_members
+from experiments.bench.libraries.jax_steps import (
+    Apply,
+    Gradient,
+    JaxOps,
+    accumulated,
+    arm,
+    carry,
+    inputs,
+    members,
+    of_members,
+)
 from experiments.bench.networks import Conv, Dense, Layer, Network, Recurrent, Upsample
 from experiments.bench.rows import Row
 
@@ -35,34 +46,39 @@ class Steps(eqx.Module):
 
 def arms(row: Row) -> list[Arm]:
     """Plain and wrapped."""
-    network = row.build()
-    if any(isinstance(layer, Recurrent) for layer in network.layers.values()):
+    if _is_recurrent(row):
         raise CannotError("equinox.nn.WeightNorm wraps layers of one input, and a recurrent cell has two")
     return [_plain(row), _arm("equinox", row, eqx.nn.WeightNorm)]
 
 
 def paramax_arms(row: Row) -> list[Arm]:
-    """Plain, and with each weight wrapped; they are unwrapped once, outside of all loops."""
-    import paramax
-
-    return [_plain(row), _arm("paramax", row, wrap_weights, paramax.unwrap)]
+    """With each weight wrapped. They are unwrapped once, outside of all loops."""
+    plain = [_plain(row)] if _is_recurrent(row) else []  # else `arms` has it
+    once = {"gradient": _gradients_once(row)} if row.work == "accumulate" else {}
+    return [*plain, _arm("paramax", row, wrap_weights, paramax_unwrap, **once)]
 
 
 def wrap_weights(layer: Any) -> Any:
-    """A layer with paramax's weight normalization of its weights."""
+    """A layer with paramax's weight normalization, which is of matrices along their last axis, of its weights."""
     import paramax
 
-    return eqx.tree_at(_weights, layer, [paramax.WeightNormalization(weight) for weight in _weights(layer)])
+    def wrap(weight: jax.Array) -> Any:
+        matrix = paramax.WeightNormalization(weight.reshape(len(weight), -1))
+        return paramax.Parameterize(functools.partial(jnp.reshape, shape=weight.shape), matrix)
+
+    return eqx.tree_at(_weights, layer, [wrap(weight) for weight in _weights(layer)])
+
+
+def paramax_unwrap(layers: Any) -> Any:
+    """The layers with plain weights."""
+    import paramax
+
+    return paramax.unwrap(layers)
 
 
 def build(row: Row, wrap: Wrap = lambda layer: layer, unwrap: Wrap = lambda layers: layers) -> tuple[Apply, Any]:
     """A function and its parameters."""
-    network = row.build()
-
-    def make(key: jax.Array) -> Any:
-        keys = jax.random.split(key, len(network.layers))
-        return {name: wrap(_layer(layer, k)) for k, (name, layer) in zip(keys, network.layers.items(), strict=True)}
-
+    network, make = row.build(), functools.partial(_make, row, wrap)
     _, rest = eqx.partition(make(jax.random.key(0)), eqx.is_inexact_array)
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
@@ -73,12 +89,38 @@ def build(row: Row, wrap: Wrap = lambda layer: layer, unwrap: Wrap = lambda laye
     return of_members(row, apply), arrays
 
 
+def _gradients_once(row: Row) -> Gradient:
+    """As wn_jax's: taken by the weights, and brought to the wrapped ones at last."""
+    plain, _ = build(row)
+    _, rest = eqx.partition(_make(row, wrap_weights, jax.random.key(0)), eqx.is_inexact_array)
+
+    def weights(params: Any) -> Any:
+        return eqx.filter(paramax_unwrap(eqx.combine(params, rest)), eqx.is_inexact_array)
+
+    def gradient(params: Any, parts: jax.Array) -> Any:
+        arrays, to_params = jax.vjp(weights, params)
+        return to_params(accumulated(plain)(arrays, parts))[0]
+
+    return gradient
+
+
 def _plain(row: Row) -> Arm:
     return _arm("equinox plain", row)
 
 
-def _arm(name: str, row: Row, *wrap: Wrap) -> Arm:
-    return arm(name, "equinox plain", row, *build(row, *wrap), inputs(row, channels_first=True))
+def _arm(name: str, row: Row, *wrap: Wrap, **options: Any) -> Arm:
+    return arm(name, "equinox plain", row, *build(row, *wrap), inputs(row, channels_first=True), **options)
+
+
+def _is_recurrent(row: Row) -> bool:
+    return any(isinstance(layer, Recurrent) for layer in row.build().layers.values())
+
+
+def _make(row: Row, wrap: Wrap, key: jax.Array) -> Any:
+    """The layers by name."""
+    layers = row.build().layers
+    keys = jax.random.split(key, len(layers))
+    return {name: wrap(_layer(layer, k)) for k, (name, layer) in zip(keys, layers.items(), strict=True)}
 
 
 def _apply(network: Network, layers: Any, name: str, x: jax.Array) -> jax.Array:

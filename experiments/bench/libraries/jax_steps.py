@@ -100,8 +100,8 @@ def arm(
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x))
 
     def compiled() -> tuple[Any, float]:
+        jax.clear_caches()  # JAX remembers what it has traced, and the functions inside of it, too
         start = time.perf_counter()
-        # A new function each time, as JAX remembers what it has traced.
         program = jax.jit(lambda params, x: step(params, x), donate_argnums=donated).lower(*shapes).compile()
         return program, time.perf_counter() - start
 
@@ -113,6 +113,8 @@ def arm(
             result = program(state[0], x)
             if donated:
                 state[0] = result
+            else:
+                jax.block_until_ready(result)  # each answer is waited for; a step of training is not
         jax.block_until_ready(result)
 
     return Arm(name, against, run, lambda: compiled()[1], _peak(program), deviation(row, apply, params, x))

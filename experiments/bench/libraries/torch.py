@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -153,11 +154,7 @@ def _train(net: Net, apply: Apply, parts: list[Tensor]) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad()
         for part in parts:
-            apply(part).square().mean().backward()
-        if len(parts) > 1:
-            for param in params:
-                assert param.grad is not None
-                param.grad /= len(parts)
+            (apply(part).square().mean() / len(parts)).backward()
         optimizer.step()
 
     return step
@@ -189,6 +186,9 @@ def _warm_up_compiler() -> None:
 
 
 def _check(row: Row) -> None:
+    if _device() == "cuda" and not torch.cuda.is_available():
+        raise CannotError("this PyTorch has no CUDA, and JAX is on a GPU")
+    torch.set_float32_matmul_precision("high")  # on a GPU that is what JAX has by default
     if row.work == "ensemble":
         raise CannotError(
             "torch.vmap has no rule for the operation of weight_norm, and falls back to a loop over the members"
@@ -206,7 +206,8 @@ def _copy(net: Net) -> State:
 
 
 def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Where JAX computes."""
+    return "cpu" if jax.default_backend() == "cpu" else "cuda"
 
 
 def _dtype(row: Row) -> torch.dtype:
