@@ -22,8 +22,8 @@ from experiments.bench.libraries import arms
 from experiments.bench.rows import Row
 
 _SECONDS_PER_TURN = 0.05  # of one arm in one round; much less, and the clock and the dispatch would be in it
-_MOST_ROUNDS, _FEWEST_ROUNDS = 41, 5
-_COMPILATIONS, _COMPILE_SECONDS = 3, 60.0
+_MOST_ROUNDS, _FEWEST_ROUNDS = 41, 4
+_COMPILATIONS, _COMPILE_SECONDS = 3, 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _make(row: Row, torch_compiler: bool, on_step: Callable[[str], None]) -> tup
 
 
 def _compile(made: dict[str, Arm], on_step: Callable[[str], None]) -> dict[str, list[float]]:
-    """The seconds that each takes to compile: several times in turn, but once where that takes a minute."""
+    """The seconds that each takes to compile: several times in turn, but once where that takes long."""
     seconds: dict[str, list[float]] = {name: [] for name in made}
     start = time.perf_counter()
     for _ in range(_COMPILATIONS):

@@ -30,6 +30,8 @@ class Row:
     work: Work = "train"
     dtype: str = "float32"
     quick: bool = False
+    large: bool = False
+    """Whether a step takes so long that only the libraries are compared, and not the ways that wn_jax has."""
 
     def build(self) -> Network:
         """The network."""
@@ -54,15 +56,15 @@ ROWS = {
         Row("mlp-1024 x128", "mlp-1024", 128),
         Row("mlp-1024 x1024", "mlp-1024", 1024),
         Row("mlp-4096 x8", "mlp-4096", 8),
-        Row("mlp-4096 x256", "mlp-4096", 256),
+        Row("mlp-4096 x256", "mlp-4096", 256, large=True),
         Row("lstm x32", "lstm", 32),
         Row("gru x32", "gru", 32),
         Row("conv-pool x16", "conv-pool", 16),
-        Row("conv-pool x128", "conv-pool", 128),
-        Row("hifi-gan x1", "hifi-gan", 1),
+        Row("conv-pool x128", "conv-pool", 128, large=True),
+        Row("hifi-gan x1", "hifi-gan", 1, large=True),
         Row("gpt 1x16", "gpt-16", 1, quick=True),
         Row("gpt 8x128", "gpt-128", 8),
-        Row("gpt 8x512", "gpt-512", 8),
+        Row("gpt 8x512", "gpt-512", 8, large=True),
         Row("8 mlp-512 x64", "mlp-512", 64, "ensemble", quick=True),
         Row("mlp-1024 4x32", "mlp-1024", 32, "accumulate"),
         Row("serve hifi-gan x1", "hifi-gan", 1, "serve"),

@@ -26,6 +26,8 @@ def arms(row: Row) -> list[Arm]:
     def ours(name: str, scale: str = "auto", **options: Any) -> Arm:
         return arm(name, _PLAIN, row, wn.wrap(apply, scale=scale), nodes, x, **options)
 
+    if row.large:
+        return [*plain, ours("wn_jax")]
     if row.work == "serve":
         return [*plain, ours("wn_jax"), arm("folded", _PLAIN, row, apply, wn.reconstruct(nodes), x)]
     if row.work == "accumulate":
