@@ -35,6 +35,7 @@ def test_figures_against_numbers_worked_out_by_hand():
 def small(monkeypatch):
     """Two small rows, of two libraries and one that fails, timed in no time."""
     monkeypatch.setattr(measure, "_SECONDS_PER_TURN", 1e-4)
+    monkeypatch.setattr("jax.clear_caches", lambda: None)  # the tests that follow have use for them
     monkeypatch.setattr(rows, "NETWORKS", {"mlp": lambda: networks.mlp(6)})
     own = (Row("train x2", "mlp", 2, quick=True), Row("serve x1", "mlp", 1, "serve"))
     monkeypatch.setattr(rows, "ROWS", {row.name: row for row in own})

@@ -24,6 +24,10 @@ def test_the_guide_to_curvature_runs():
     assert names["every"].exact
 
 
+def test_the_guide_to_performance_runs():
+    assert run("docs/performance.md")["summed"]["kernel"].axes == (-2,)
+
+
 def test_the_table_of_peers_names_tests_that_exist():
     tests = (ROOT / "tests" / "test_peers.py").read_text()
     named = re.findall(r"\| `(test_\w+)` \|", README)

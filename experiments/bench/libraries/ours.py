@@ -18,7 +18,7 @@ _PLAIN = "linen plain"
 
 
 def arms(row: Row) -> list[Arm]:
-    """The plain model twice, and wn_jax in all its ways; the second plain one shows what of a ratio is noise."""
+    """The plain model twice, and wn_jax in its ways; the second plain one shows what of a ratio is noise."""
     apply, params, nodes = build(row)
     x = inputs(row)
     plain = [arm(name, _PLAIN, row, apply, params, x) for name in (_PLAIN, "control")]
