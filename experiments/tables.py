@@ -42,7 +42,8 @@ def distinct(values: tuple[float, ...], what: str) -> tuple[float, ...]:
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     """What to say of a name that is none of `names`."""
     names = list(names)
-    return f"unknown {kind} {name!r}{nearest(name, names)}; {kind}s: {', '.join(names)}"
+    kinds = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
+    return f"unknown {kind} {name!r}{nearest(name, names)}; {kinds}: {', '.join(names)}"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -86,6 +86,8 @@ def test_an_unknown_row_to_measure(tmp_path):
     assert message in fails("bench", "--rows", "mlp-1024x8", "--out", tmp_path / "bench")
     assert not (tmp_path / "bench").exists()
     (tmp_path / "file").touch()
+    unknown = fails("bench", "--libraries", "torhc", "--out", tmp_path / "bench")
+    assert "unknown library 'torhc' (did you mean 'torch'?); libraries: wn_jax, linen, nnx," in unknown
     unwritable = ["bench", "--rows", "gpt*", "--out", tmp_path / "file"]
     assert "file: cannot be written: " in fails(*unwritable)
 

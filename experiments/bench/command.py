@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from experiments import files, interrupt
-from experiments.bench import chart, measure, memory, rows, table
+from experiments.bench import chart, libraries, measure, memory, rows, table
 from experiments.bench.measure import Result
 from experiments.environment import environment
 from experiments.errors import ConfigError
@@ -25,6 +25,12 @@ def bench(
         list[str] | None,
         typer.Option("--rows", help="Measure these rows; * stands for anything. May be repeated.", metavar="NAME"),
     ] = None,
+    library: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--libraries", help="Compare wn_jax with this one. May be repeated. Default: all.", metavar="NAME"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder for bench.json, bench.md and bench.png.")] = Path("runs/bench"),
     seconds: Annotated[float, typer.Option(min=1, help="About how long to time each row.")] = 60,
     quick: Annotated[bool, typer.Option("--quick", help="A few rows, briefly, without PyTorch's compiler.")] = False,
@@ -33,6 +39,7 @@ def bench(
     with user_errors(), interruptible(lambda: f"interrupted; the rows that were done are in {out}"):
         facts = {**environment(_PEERS), "freed_memory_kept": memory.keep()}
         chosen, results = rows.choose(only or (), quick), list[Result]()
+        compared = libraries.choose(library or (), quick)
         _check(out)
         try:
             with progress_bar() as progress:
@@ -44,7 +51,7 @@ def bench(
                         progress.update(task, description=f"{title}: {what}")
 
                     budget = min(seconds, _QUICK_SECONDS) if quick else seconds
-                    results.append(measure.measure(row, budget, not quick, on_step))
+                    results.append(measure.measure(row, budget, compared, on_step))
                     progress.advance(task)
                     _write(out, results, facts)
         finally:  # after a Ctrl-C, what is complete

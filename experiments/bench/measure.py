@@ -12,7 +12,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
@@ -70,9 +70,9 @@ class Result:
         return {name: 1e3 * self.row.examples / statistics.median(c.milliseconds) for name, c in self.cells.items()}
 
 
-def measure(row: Row, seconds: float, torch_compiler: bool, on_step: Callable[[str], None]) -> Result:
+def measure(row: Row, seconds: float, libraries: Sequence[str], on_step: Callable[[str], None]) -> Result:
     """Time a row for about `seconds`; `on_step` is told what is done next."""
-    made, missing = _make(row, torch_compiler, on_step)
+    made, missing = _make(row, libraries, on_step)
     compilations = _compile(made, on_step)
     times = _time(made, seconds, on_step)
     cells = {name: cell(arm, made, times, compilations) for name, arm in made.items()}
@@ -80,10 +80,10 @@ def measure(row: Row, seconds: float, torch_compiler: bool, on_step: Callable[[s
     return Result(row, f"{device.platform}: {device.device_kind}", bound.of(row), cells, missing)
 
 
-def _make(row: Row, torch_compiler: bool, on_step: Callable[[str], None]) -> tuple[dict[str, Arm], dict[str, str]]:
+def _make(row: Row, libraries: Sequence[str], on_step: Callable[[str], None]) -> tuple[dict[str, Arm], dict[str, str]]:
     """The arms by name, and of libraries that have none, why. A library that fails does not stop the others."""
     made, missing = dict[str, Arm](), dict[str, str]()
-    for library, make in arms(row, torch_compiler).items():
+    for library, make in arms(row, libraries).items():
         on_step(f"compile {library}")
         try:
             new = {arm.name: arm for arm in make()}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from experiments.bench.arms import Arm
 from experiments.bench.rows import Row
+from experiments.errors import ConfigError
+from experiments.tables import unknown
 
 _LIBRARIES = {  # what must be installed, the file here, and its function; a plain arm comes before those against it
     "wn_jax": ((), "ours", "arms"),
@@ -21,16 +23,22 @@ _LIBRARIES = {  # what must be installed, the file here, and its function; a pla
 }
 
 
-def arms(row: Row, compiled: bool = True) -> dict[str, Callable[[], list[Arm]]]:
-    """What each library makes of a row, by its name. `compiled`: with PyTorch's compiler, which takes a minute.
+def choose(names: Sequence[str], quick: bool) -> list[str]:
+    """The libraries of these names that are installed, and wn_jax; or all, but if `quick` without PyTorch's compiler.
 
-    A library that is not installed is left out, and no library is imported before its function is called.
+    Raises:
+        ConfigError: there is no such library.
     """
-    found = dict[str, Callable[[], list[Arm]]]()
-    for name, (needed, module, function) in _LIBRARIES.items():
-        if all(map(importlib.util.find_spec, needed)) and (compiled or name != "torch compiled"):
-            found[name] = functools.partial(_call, module, function, row)
-    return found
+    for name in names:
+        if name not in _LIBRARIES:
+            raise ConfigError(unknown("library", name, _LIBRARIES))
+    wanted = {"wn_jax", *names} if names else set(_LIBRARIES) - ({"torch compiled"} if quick else set())
+    return [name for name in _LIBRARIES if name in wanted and all(map(importlib.util.find_spec, _LIBRARIES[name][0]))]
+
+
+def arms(row: Row, names: Sequence[str]) -> dict[str, Callable[[], list[Arm]]]:
+    """What each library makes of a row, by its name. None is imported before its function is called."""
+    return {name: functools.partial(_call, *_LIBRARIES[name][1:], row) for name in names}
 
 
 def _call(module: str, function: str, row: Row) -> list[Arm]:
