@@ -39,6 +39,6 @@ def png(results: Sequence[Result]) -> bytes:
         axes.set_ylim(-0.6, len(results) - 0.4)
         axes.set_yticks(places, [result.row.title for result in results])
         axes.set_xlabel("time of a step over that of the library's own plain model")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12 - 0.6 / len(results)), ncols=4, frameon=False)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
         figure.savefig(stream, format="png", dpi=150)
     return stream.getvalue()
