@@ -14,7 +14,6 @@ from experiments.conditioning.along import Along
 from experiments.config import Experiment
 from experiments.data.fetch import fetch
 from experiments.errors import ConfigError, RunError
-from experiments.measure_commands import measure_overhead
 from experiments.options import (
     ArmName,
     ConfigFile,
@@ -28,6 +27,7 @@ from experiments.options import (
     new_folder,
     one_arm,
 )
+from experiments.overhead_command import measure_overhead
 from experiments.processes import Join, first, joined, together
 from experiments.run_folder import RunFolder, check
 from experiments.terminal import about_config, console, interruptible, progress_bar, user_errors

@@ -12,7 +12,7 @@ from flax import nnx as flax_nnx
 from experiments.bench import bound, networks, rows
 from experiments.bench.arms import CannotError
 from experiments.bench.libraries import carried, equinox, linen, nnx, ours
-from experiments.bench.libraries.jax_steps import accumulated, inputs, loss, sgd
+from experiments.bench.libraries.jax_steps import accumulated, accumulated_once, inputs, loss, sgd
 from experiments.bench.rows import MEMBERS, PARTS, Row
 
 TINY = {
@@ -128,7 +128,7 @@ def test_gradients_of_microbatches_are_those_of_the_whole_batch():
     apply, _, nodes = ours.build(row)
     parts = inputs(row)
     whole = jax.grad(loss(ours.wn.wrap(apply)))(nodes, parts.reshape(PARTS * 3, -1))
-    for gradient in (ours.gradients_once(apply), accumulated(ours.wn.wrap(apply))):
+    for gradient in (accumulated_once(apply, ours.wn.reconstruct), accumulated(ours.wn.wrap(apply))):
         for own, expected in zip(jax.tree.leaves(gradient(nodes, parts)), jax.tree.leaves(whole), strict=True):
             np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-7)
 

@@ -130,3 +130,7 @@ def test_nothing_but_what_is_required_need_be_installed(monkeypatch):
     absent = ("equinox", "paramax", "torch")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in absent else find(name))
     assert libraries.choose((), quick=False) == ["wn_jax", "linen", "nnx"]
+
+
+def test_a_library_comes_with_what_it_is_compared_with():
+    assert libraries.choose(("paramax",), quick=True) == ["wn_jax", "equinox", "paramax"]

@@ -83,7 +83,7 @@ def _write(out: Path, results: list[Result], facts: dict[str, Any]) -> None:
     """All that is known so far."""
     try:
         files.write(out / "bench.json", json.dumps(_report(results, facts), indent=1) + "\n")
-        files.write(out / "bench.md", page(results, facts))
+        files.write(out / "bench.md", _page(results, facts))
         files.write(out / "bench.png", chart.png(results))
     except OSError as error:
         raise _unwritable(out, error) from None
@@ -102,7 +102,7 @@ def _report(results: list[Result], facts: dict[str, Any]) -> dict[str, Any]:
     return {"environment": facts, "rows": [a | b for a, b in zip(measured, derived, strict=True)]}
 
 
-def page(results: list[Result], facts: dict[str, Any]) -> str:
+def _page(results: list[Result], facts: dict[str, Any]) -> str:
     """All tables as Markdown."""
     tables = (table.times(results), table.ways(results), table.costs(results))
     return "\n\n".join([table.where(facts), *(table.markdown(cells) for cells in tables if cells)]) + "\n"

@@ -26,12 +26,15 @@ _LIBRARIES = {  # what must be installed, the file here, and its function; a pla
 def choose(names: Sequence[str], quick: bool) -> list[str]:
     """The libraries of these names that are installed, and wn_jax; or all, but if `quick` without PyTorch's compiler.
 
+    With paramax comes equinox, which has the plain network that it is compared with.
+
     Raises:
         ConfigError: there is no such library.
     """
     for name in names:
         if name not in _LIBRARIES:
             raise ConfigError(unknown("library", name, _LIBRARIES))
+    names = [*names, "equinox"] if "paramax" in names else names
     wanted = {"wn_jax", *names} if names else set(_LIBRARIES) - ({"torch compiled"} if quick else set())
     return [name for name in _LIBRARIES if name in wanted and all(map(importlib.util.find_spec, _LIBRARIES[name][0]))]
 

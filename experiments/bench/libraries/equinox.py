@@ -15,7 +15,7 @@ from experiments.bench.libraries.jax_steps import (
     Apply,
     Gradient,
     JaxOps,
-    accumulated,
+    accumulated_once,
     arm,
     carry,
     inputs,
@@ -54,7 +54,7 @@ def arms(row: Row) -> list[Arm]:
 def paramax_arms(row: Row) -> list[Arm]:
     """With each weight wrapped. They are unwrapped once, outside of all loops."""
     plain = [_plain(row)] if _is_recurrent(row) else []  # else `arms` has it
-    once = {"gradient": _gradients_once(row)} if row.work == "accumulate" else {}
+    once = {"gradient": _once(row)} if row.work == "accumulate" else {}
     return [*plain, _arm("paramax", row, wrap_weights, paramax_unwrap, **once)]
 
 
@@ -89,19 +89,14 @@ def build(row: Row, wrap: Wrap = lambda layer: layer, unwrap: Wrap = lambda laye
     return of_members(row, apply), arrays
 
 
-def _gradients_once(row: Row) -> Gradient:
-    """As wn_jax's: taken by the weights, and brought to the wrapped ones at last."""
-    plain, _ = build(row)
+def _once(row: Row) -> Gradient:
+    """Gradients of microbatches for which paramax unwraps once."""
     _, rest = eqx.partition(_make(row, wrap_weights, jax.random.key(0)), eqx.is_inexact_array)
 
     def weights(params: Any) -> Any:
         return eqx.filter(paramax_unwrap(eqx.combine(params, rest)), eqx.is_inexact_array)
 
-    def gradient(params: Any, parts: jax.Array) -> Any:
-        arrays, to_params = jax.vjp(weights, params)
-        return to_params(accumulated(plain)(arrays, parts))[0]
-
-    return gradient
+    return accumulated_once(build(row)[0], weights)
 
 
 def _plain(row: Row) -> Arm:

@@ -147,6 +147,16 @@ def accumulated(apply: Apply) -> Gradient:
     return gradient
 
 
+def accumulated_once(apply: Apply, weights: Callable[[Any], Any]) -> Gradient:
+    """The same with each norm computed once: taken by the plain weights, and brought to the parameters at last."""
+
+    def gradient(params: Any, parts: jax.Array) -> Any:
+        plain, to_params = jax.vjp(weights, params)
+        return to_params(accumulated(apply)(plain, parts))[0]
+
+    return gradient
+
+
 def sgd(params: Any, gradient: Any) -> Any:
     """A step of gradient descent."""
     return jax.tree.map(lambda leaf, grad: leaf - LEARNING_RATE * grad, params, gradient)

@@ -10,7 +10,7 @@ import optax
 import wn_jax as wn
 from experiments.bench.arms import Arm
 from experiments.bench.libraries import carried, linen
-from experiments.bench.libraries.jax_steps import LEARNING_RATE, Apply, Gradient, accumulated, arm, inputs
+from experiments.bench.libraries.jax_steps import LEARNING_RATE, Apply, accumulated_once, arm, inputs
 from experiments.bench.rows import Row
 from wn_jax.optim import project_directions
 
@@ -31,7 +31,7 @@ def arms(row: Row) -> list[Arm]:
     if row.work == "serve":
         return [*plain, ours("wn_jax"), arm("folded", _PLAIN, row, apply, wn.reconstruct(nodes), x)]
     if row.work == "accumulate":
-        return [*plain, ours("wn_jax", gradient=gradients_once(apply)), ours("each time")]
+        return [*plain, ours("wn_jax", gradient=accumulated_once(apply, wn.reconstruct)), ours("each time")]
     ways = [ours("wn_jax"), ours("on weights", "weight"), ours("on outputs", "output"), _projected(row)]
     if row.network.startswith("mlp"):  # where the norm is much of the cost
         ways += [_carried(row, measured) for measured in (True, False)]
@@ -44,16 +44,6 @@ def build(row: Row) -> tuple[Apply, Any, Any]:
     x = inputs(row)
     axes = wn.infer_axes(apply)(params, x[0] if row.work == "accumulate" else x)
     return apply, params, wn.reparameterize(params, axes)
-
-
-def gradients_once(apply: Apply) -> Gradient:
-    """The gradients of microbatches, each norm computed once: taken by the weights, and brought to g and v at last."""
-
-    def gradient(nodes: Any, parts: jax.Array) -> Any:
-        weights, to_nodes = jax.vjp(wn.reconstruct, nodes)
-        return to_nodes(accumulated(apply)(weights, parts))[0]
-
-    return gradient
 
 
 def carry(nodes: Any, measured: bool) -> Any:
