@@ -116,6 +116,7 @@ def test_a_jax_jit_closure_in_eval_mode_and_what_plain_nnx_refuses(plain, wrappe
     assert is_whole(wrapped)
 
 
+@pytest.mark.slow
 def test_an_ensemble_by_vmap_and_a_stack_by_scan():
     @nnx.vmap
     def make(rngs):

@@ -220,6 +220,7 @@ def test_frozen_scales_and_weight_norm_start_as_the_same_function(pair):
     assert figures[0]["error"] == figures[1]["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS[:-1])
 def test_data_initialization_normalizes_what_it_saw_with_noise_and_dropout_on(arm):
     task, _, state = start(arm)

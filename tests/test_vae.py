@@ -55,6 +55,7 @@ def trained():
     return own
 
 
+@pytest.mark.slow
 def test_the_log_likelihood_is_that_of_the_mean_over_the_draws(trained):
     weights = np.stack(
         [
@@ -73,6 +74,7 @@ def test_the_log_likelihood_is_that_of_the_mean_over_the_draws(trained):
     assert len(checks) == 3
 
 
+@pytest.mark.slow
 def test_what_is_evaluated_does_not_depend_on_what_is_evaluated_together(trained, monkeypatch):
     """As another mesh has it: in parts of other sizes, filled up to whole ones."""
     whole = {**trained.evaluate(), **trained.log_likelihood(lambda: None)}

@@ -189,6 +189,7 @@ def test_a_checkpoint_that_is_none_of_this_generator(tmp_path, change, words):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_other_input_that_cannot_be_used(tmp_path):
     run = ["vocoder", CONFIG, *settings("tuning.steps=2")]
     missing, pickle = tmp_path / "missing.safetensors", tmp_path / "generator.pt"

@@ -65,7 +65,7 @@ ROWS = {
         Row("gpt 1x16", "gpt-16", 1),
         Row("gpt 8x128", "gpt-128", 8),
         Row("gpt 8x512", "gpt-512", 8, large=True),
-        Row("8 mlp-512 x64", "mlp-512", 64, "ensemble"),
+        Row("8 mlp-512 x64", "mlp-512", 64, "ensemble", quick=True),
         Row("mlp-1024 4x32", "mlp-1024", 32, "accumulate"),
         Row("serve hifi-gan x1", "hifi-gan", 1, "serve"),
         Row("serve mlp-1024 x1", "mlp-1024", 1, "serve", quick=True),
