@@ -8,7 +8,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import primitives
 
-from wn_jax import _program as program
+from wn_jax._program import jaxpr as program
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((3, 2)), jnp.float32)
 C = jnp.asarray(np.random.default_rng(1).standard_normal((2,)), jnp.float32)

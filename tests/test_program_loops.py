@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from tests.test_program import VERSION, C, X, assert_equal, bind_all, equation, equations
-from wn_jax import _program as program
+from wn_jax._program import jaxpr as program
 
 W = jnp.asarray(np.random.default_rng(2).standard_normal((2, 2)), jnp.float32)
 KEYS = jax.random.split(jax.random.key(0))

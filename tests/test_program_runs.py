@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 import wn_jax as wn
 from tests.test_program import PRIMITIVES, SHARDING, C, X, assert_equal, bind_all, f, f_jvp, f_vjp, while_loop
 from tests.test_program_loops import SCANS, W
-from wn_jax import _program as program
+from wn_jax._program import jaxpr as program
 
 
 def runs(fn, *args):

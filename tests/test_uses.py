@@ -14,7 +14,7 @@ import wn_jax as wn
 from tests.zoo import ZOO
 from tests.zoo_model import KEY, filled
 from wn_jax import infer_axes, weight_uses
-from wn_jax._notes import Reason
+from wn_jax._program.notes import Reason
 
 X = jnp.ones((4, 6))
 

@@ -16,17 +16,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wn_jax import _program as program
 from wn_jax._boxes import rebox, unbox
 from wn_jax._data_plan import Target, plan
-from wn_jax._factored import Factored, weight
 from wn_jax._norms import norm_dtype
-from wn_jax._notes import Bias
-from wn_jax._program import Equation, Site
-from wn_jax._run import Runner, scale_of_output, with_v
+from wn_jax._program import jaxpr as program
+from wn_jax._program.factored import Factored, weight
+from wn_jax._program.jaxpr import Equation, Site
+from wn_jax._program.notes import Bias
+from wn_jax._program.run import Runner, scale_of_output, with_v
+from wn_jax._program.views import Contraction, View, is_scaling
 from wn_jax._transform import flatten, with_plain_children
 from wn_jax._uses import Leaf, Reading, check_callable, check_position, read
-from wn_jax._views import Contraction, View, is_scaling
 
 
 def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int = 0) -> Callable[..., Any]:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from wn_jax._node import WeightNorm
-from wn_jax._notes import Bias, Use
-from wn_jax._program import Site
+from wn_jax._program.jaxpr import Site
+from wn_jax._program.notes import Bias, Use
 from wn_jax._uses import Leaf, Reading
 
 

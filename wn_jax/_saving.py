@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from wn_jax import _nnx_functional
 from wn_jax._boxes import rebox
 from wn_jax._node import WeightNorm
 from wn_jax._safetensors import Content, of_node, read, write
 from wn_jax._saved_leaves import check_fits, check_has_numbers, is_number, parts, sharding_of
 from wn_jax._transform import flatten_with_keys, leaf_path
+from wn_jax.nnx import _functional as _nnx_functional
 
 
 def save(path: str | os.PathLike[str], params: Any) -> None:

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from wn_jax._node import is_node
-from wn_jax._notes import Bias, Notes, Problem, Reason, Use
-from wn_jax._program import Program, is_array, trace
+from wn_jax._program.jaxpr import Program, is_array, trace
+from wn_jax._program.notes import Bias, Notes, Problem, Reason, Use
+from wn_jax._program.walk import walk
 from wn_jax._transform import abstract_weight, flatten
-from wn_jax._walk import walk
 
 
 def infer_axes(fn: Callable[..., Any], argnums: int = 0) -> Callable[..., dict[str, tuple[int, ...]]]:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wn_jax._boxes import unbox
-from wn_jax._factored import Factored, weight
 from wn_jax._node import is_node
-from wn_jax._run import Runner
+from wn_jax._program.factored import Factored, weight
+from wn_jax._program.run import Runner
 from wn_jax._transform import flatten, reconstruct, with_plain_children
 from wn_jax._uses import COST, Leaf, check_callable, check_position, read
 

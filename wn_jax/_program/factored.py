@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wn_jax import _program as program
-from wn_jax._program import Equation, primitive
-from wn_jax._views import is_scaling
+from wn_jax._program import jaxpr as program
+from wn_jax._program.jaxpr import Equation, primitive
+from wn_jax._program.views import is_scaling
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("v", "scale"), meta_fields=("dtype", "rebuilt"))

@@ -21,11 +21,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wn_jax._directions import ProjectDirectionsState as ProjectDirectionsState
-from wn_jax._directions import direction_stats as direction_stats
-from wn_jax._directions import project_directions as project_directions
-from wn_jax._moments import transfer_state as transfer_state
 from wn_jax._node import WeightNorm
+from wn_jax.optim._directions import ProjectDirectionsState as ProjectDirectionsState
+from wn_jax.optim._directions import direction_stats as direction_stats
+from wn_jax.optim._directions import project_directions as project_directions
+from wn_jax.optim._moments import transfer_state as transfer_state
 
 
 def weight_decay_mask(params: Any, plain: Callable[[Any], bool] = lambda leaf: jnp.ndim(leaf) >= 2) -> Any:

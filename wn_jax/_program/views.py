@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wn_jax._program import Equation, outputs, primitive, shapes
+from wn_jax._program.jaxpr import Equation, outputs, primitive, shapes
 
 Axis = int | None
 Dim = tuple[tuple[Axis, int], ...]

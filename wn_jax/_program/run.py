@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from wn_jax import _program as program
-from wn_jax._factored import Factored, moved, scaled, weight
-from wn_jax._program import Body, Equation, Scan, Site
-from wn_jax._views import Contraction, contractions
+from wn_jax._program import jaxpr as program
+from wn_jax._program.factored import Factored, moved, scaled, weight
+from wn_jax._program.jaxpr import Body, Equation, Scan, Site
+from wn_jax._program.views import Contraction, contractions
 
 
 class Runner:

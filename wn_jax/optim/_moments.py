@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from wn_jax._boxes import is_box, rebox, unbox
-from wn_jax._directions import ProjectDirectionsState, lengths_to_keep
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._norms import norm, norm_dtype
+from wn_jax.optim._directions import ProjectDirectionsState, lengths_to_keep
 
 # The optimizer states that are understood, with their fields that depend on the parameters: whether these are squares
 # of gradients, element by element, or linear in gradients.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wn_jax._operators import LinearOperator, Product, Whole, check_differentiable, operator
+from wn_jax.curvature._operators import LinearOperator, Product, Whole, check_differentiable, operator
 
 Loss = Callable[[Any, Any], jax.Array]
 Likelihood = Literal["categorical", "bernoulli", "normal"]

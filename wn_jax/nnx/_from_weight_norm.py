@@ -8,7 +8,7 @@ from typing import Any
 from flax import nnx
 
 from wn_jax._flax_weight_norm import EPSILON, FeatureAxes, folded, nnx_nodes
-from wn_jax._weight_normed import WeightNormed
+from wn_jax.nnx._weight_normed import WeightNormed
 
 
 def from_weight_norm(model: Any, feature_axes: FeatureAxes = -1, epsilon: float = EPSILON) -> Any:

@@ -15,11 +15,11 @@ import numpy as np
 from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._saved_leaves import is_array
-from wn_jax._torch_fit import fitted
-from wn_jax._torch_layouts import kind_of
-from wn_jax._torch_names import NameMap, Rule, rules_of
-from wn_jax._torch_state import as_numpy, leaves_by_name, nested
 from wn_jax._transform import did_you_mean, flatten
+from wn_jax.torch._fit import fitted
+from wn_jax.torch._layouts import kind_of
+from wn_jax.torch._names import NameMap, Rule, rules_of
+from wn_jax.torch._state_dict import as_numpy, leaves_by_name, nested
 
 _OF_NNX = " (of an NNX model, take nnx.state(model, nnx.Param))"
 

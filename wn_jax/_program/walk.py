@@ -11,10 +11,10 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-from wn_jax import _program as program
-from wn_jax._notes import Around, Bias, Notes, Problem, Reason, Use
-from wn_jax._program import Body, Equation, Site, primitive
-from wn_jax._views import MOVES, Contraction, View, contractions, is_scaling, move
+from wn_jax._program import jaxpr as program
+from wn_jax._program.jaxpr import Body, Equation, Site, primitive
+from wn_jax._program.notes import Around, Bias, Notes, Problem, Reason, Use
+from wn_jax._program.views import MOVES, Contraction, View, contractions, is_scaling, move
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wn_jax._differentiable import combine, split
-from wn_jax._directions import node_lengths
 from wn_jax._transform import reconstruct
-from wn_jax._vectors import normalized
+from wn_jax.curvature._differentiable import combine, split
+from wn_jax.curvature._vectors import normalized
+from wn_jax.optim._directions import node_lengths
 
 
 def weight_step(

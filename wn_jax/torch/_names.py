@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from wn_jax._torch_layouts import Array
+from wn_jax.torch._layouts import Array
 
 NameMap = Mapping[str, Any]
 """Names of PyTorch, nested as one likes, to places: an `Array`, a path, or `None` for what is left out."""

@@ -1,0 +1,135 @@
+"""What the walk notes of a program: contractions, other uses and why they are none, and biases."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Hashable
+from typing import Any
+
+from wn_jax._program.jaxpr import Site
+from wn_jax._program.views import Contraction, View
+
+
+class Reason(enum.StrEnum):
+    """Why a leaf is left alone."""
+
+    UNUSED = "unused"
+    ELEMENTWISE = "elementwise"
+    INDEXED = "indexed"
+    PENALTY = "penalty"
+    NO_DATA = "no data"
+    DISAGREE = "disagree"
+    CARRIED = "carried"
+    BRANCH = "branch"
+    RESHAPED = "reshaped"
+    SLICED = "sliced"
+    RETURNED = "returned"
+    OPAQUE = "opaque"
+    DTYPE = "dtype"
+
+    @property
+    def explanation(self) -> str:
+        """The reason as a sentence."""
+        return _EXPLANATIONS[self]
+
+
+_EXPLANATIONS = {
+    Reason.UNUSED: "the program does not use it",
+    Reason.ELEMENTWISE: "it is added to or multiplied with other values, not contracted (a bias, a gain, a positional "
+    "embedding)",
+    Reason.INDEXED: "its rows are looked up, as in an embedding",
+    Reason.PENALTY: "it is squared or summed on its own, as by an L2 penalty (pass the model, not the loss) or a "
+    "normalization of weights",
+    Reason.NO_DATA: "it is contracted with a parameter or a constant, and no data flows in (data must come in by the "
+    "arguments)",
+    Reason.DISAGREE: "its uses sum over different axes",
+    Reason.CARRIED: "it changes from one trip of a loop to the next",
+    Reason.BRANCH: "the branches of a cond return it in different ways",
+    Reason.RESHAPED: "a reshape, a slice or a broadcast mixes its axes before the contraction",
+    Reason.SLICED: "a contraction sums over a part of an axis only, or over several parameters concatenated",
+    Reason.RETURNED: "the function returns it, and does not contract it",
+    Reason.OPAQUE: "it goes into an operation that is not understood",
+    Reason.DTYPE: "it is not a real floating-point array",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Around:
+    """What stands around an equation."""
+
+    trips: float = 1
+    """How often the loops run it; infinity where a `while_loop` does."""
+    loops: int = 0
+    branch: bool = False
+    custom_rule: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """A contraction of a parameter with data. Axes are counted from 0."""
+
+    site: Site
+    how: str
+    view: View
+    contraction: Contraction
+    output: tuple[int, ...]
+    dtype: Any
+    """Of the output."""
+    around: Around
+
+    @property
+    def reduction(self) -> frozenset[int]:
+        """The parameter's axes that are summed over."""
+        return self.view.axes(self.contraction.contracted)
+
+    @property
+    def feature(self) -> frozenset[int]:
+        """The parameter's axes that are axes of the output."""
+        return self.view.axes([dim for dim, _ in self.contraction.kept])
+
+    @property
+    def output_size(self) -> float:
+        """How many numbers the program computes there."""
+        return math.prod(self.output) * self.around.trips
+
+    @property
+    def problem(self) -> Reason | None:
+        """Why these reduction axes are not those of a norm, if they are not."""
+        if self.view.broadcasts(self.contraction.contracted):
+            return Reason.RESHAPED
+        if not self.reduction:
+            return Reason.ELEMENTWISE
+        return Reason.SLICED if self.reduction & self.view.partial else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A use that is no contraction with data."""
+
+    reason: Reason
+    by: str
+    """What does it, for a person to read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias:
+    """A parameter that is added to the output of a contraction."""
+
+    site: Site
+    operand: int
+    """Which operand of the addition it is."""
+    view: View
+    output: View
+    """The contraction's output, as the addition meets it."""
+
+
+@dataclasses.dataclass
+class Notes:
+    """What the walk found, by parameter."""
+
+    uses: dict[Hashable, list[Use | Problem]] = dataclasses.field(default_factory=dict)
+    returned: set[Hashable] = dataclasses.field(default_factory=set)
+    biases: dict[Site, Bias] = dataclasses.field(default_factory=dict)
+    """By the site of the contraction."""
