@@ -2,12 +2,12 @@
 
 import sys
 
-from experiments import interrupt
+from experiments.cli import interrupt
 
 if __name__ == "__main__":
     interrupt.install()
     try:
-        from experiments.cli import main
+        from experiments.cli.app import main
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("experiments", "wn_jax"):
             raise

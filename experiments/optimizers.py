@@ -14,7 +14,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 import wn_jax as wn
 from experiments.parametrizations import is_frozen
-from experiments.tables import CountOrZero, Table, distinct, nearest, several, unknown
+from experiments.schema import CountOrZero, Table, distinct, nearest, several, unknown
 from wn_jax.optim import project_directions
 
 Option = bool | int | float | str

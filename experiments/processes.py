@@ -24,8 +24,8 @@ import numpy as np
 import typer
 from jax.experimental import multihost_utils
 
+from experiments.cli.terminal import console, user_errors
 from experiments.errors import ConfigError, RunError
-from experiments.terminal import console, user_errors
 
 _HEARTBEAT = 30  # seconds without a sign of life until a process counts as lost
 # What the layers below say; none of these words may stand in a path, or in the error of a file.

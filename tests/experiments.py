@@ -6,7 +6,8 @@ from pathlib import Path
 import filelock
 from typer.testing import CliRunner
 
-from experiments import cli, toml_file
+from experiments.cli import app as cli
+from experiments.config import toml_file
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "configs" / "digits.toml"

@@ -3,7 +3,7 @@
 import pytest
 import tomli_w
 
-from experiments import toml_file
+from experiments.config import toml_file
 from tests.experiments import DIGITS, ROOT, fails
 from tests.test_config import write
 

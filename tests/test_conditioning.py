@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import wn_jax as wn
-from experiments import data, tasks, toml_file, training
+from experiments import data, tasks
 from experiments.conditioning import coordinates
 from experiments.conditioning.along import Along
+from experiments.config import toml_file
+from experiments.engine import training
 from tests.experiments import ROOT, fails, invoke
 
 DIGITS, LINEAR = (ROOT / "configs" / f"conditioning_{name}.toml" for name in ("digits", "linear"))

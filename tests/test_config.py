@@ -5,7 +5,7 @@ import tomllib
 import pytest
 import tomli_w
 
-from experiments import toml_file
+from experiments.config import toml_file
 from experiments.errors import ConfigError
 from tests.experiments import DIGITS, ROOT, fails
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from experiments import mesh, toml_file
-from experiments.arm import Arm
+from experiments.config import toml_file
 from experiments.data import Dataset
-from experiments.placement import Placement
+from experiments.devices import mesh
+from experiments.devices.placement import Placement
+from experiments.engine.arm import Arm
 from tests.collectives import collectives
 from tests.experiments import ROOT
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import wn_jax as wn
-from experiments import data, tasks, toml_file, training
-from experiments.training import NOT_YET
+from experiments import data, tasks
+from experiments.config import toml_file
+from experiments.engine import training
+from experiments.engine.training import NOT_YET
 from tests.experiments import DIGITS
 
 SMALL = ("model.hidden=[5]", "data.batch_size=8", "train.steps=60", "train.record_every=1")

@@ -10,11 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, mesh, tasks, toml_file, training
-from experiments.arm import Arm
+from experiments import data, tasks
+from experiments.config import toml_file
 from experiments.data import text
-from experiments.placement import Placement
-from experiments.run_folder import read_records
+from experiments.devices import mesh
+from experiments.devices.placement import Placement
+from experiments.engine import training
+from experiments.engine.arm import Arm
+from experiments.run_folder.folder import read_records
 from experiments.tasks import gpt, language
 from tests.experiments import ROOT, fails, invoke, run_once
 

@@ -10,7 +10,8 @@ import pydantic
 import pytest
 
 import wn_jax as wn
-from experiments import optimizers, toml_file
+from experiments import optimizers
+from experiments.config import toml_file
 from experiments.errors import ConfigError
 from experiments.optimizers import OptimizerConfig
 from experiments.parametrizations import FrozenScale

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import overhead
+from experiments.bench import overhead
 from tests.experiments import DIGITS, fails, invoke, settings
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import arm, run, toml_file
+from experiments.config import toml_file
+from experiments.engine import arm, run
 from experiments.errors import ConfigError, RunError
-from experiments.run_folder import RunFolder, check, read_records
+from experiments.run_folder.folder import RunFolder, check, read_records
 from tests.experiments import ROOT, fails, invoke
 
 CONFIG = """

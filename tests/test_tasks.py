@@ -10,7 +10,9 @@ import pytest
 import scipy.stats
 
 import wn_jax as wn
-from experiments import data, tasks, toml_file, training
+from experiments import data, tasks
+from experiments.config import toml_file
+from experiments.engine import training
 from experiments.parametrizations import FrozenScale
 from tests.experiments import ROOT
 

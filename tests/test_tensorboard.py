@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from experiments import tensorboard
 from experiments.errors import ConfigError
+from experiments.run_folder import tensorboard
 from tests.run_folders import record
 
 

@@ -12,9 +12,12 @@ from PIL import Image
 
 import experiments.data as data
 import wn_jax as wn
-from experiments import arm, pictures, tasks, toml_file, training
+from experiments import tasks
+from experiments.config import toml_file
 from experiments.data import Dataset
-from experiments.run_folder import read_records
+from experiments.engine import arm, training
+from experiments.run_folder import pictures
+from experiments.run_folder.folder import read_records
 from experiments.tasks.vae import VAEConfig
 from tests.experiments import invoke, run_once
 from tests.vaes import CONVOLUTIONS, SMALL, TINY, config, settings, stripes, stripes_are_a_data_set  # noqa: F401

@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from experiments import arm, pictures
+from experiments.engine import arm
 from experiments.errors import ConfigError
 from experiments.report import report
-from experiments.run_folder import read_records
+from experiments.run_folder import pictures
+from experiments.run_folder.folder import read_records
 from tests.experiments import fails, invoke
 from tests.messages import pattern
 from tests.run_folders import write_run

@@ -14,7 +14,7 @@ import safetensors.numpy
 import scipy.io.wavfile
 
 import wn_jax as wn
-from experiments import toml_file
+from experiments.config import toml_file
 from experiments.vocoder import checkpoint, sound
 from experiments.vocoder.config import VocoderConfig
 from experiments.vocoder.hifigan import Generator

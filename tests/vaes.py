@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import experiments.data as data
-from experiments import toml_file
+from experiments.config import toml_file
 from experiments.data.source import Raw, Source
 from tests.experiments import ROOT
 

@@ -11,7 +11,7 @@ import jax
 
 from experiments.bench.networks import NETWORKS, Network
 from experiments.errors import ConfigError
-from experiments.tables import nearest
+from experiments.schema import nearest
 
 Work = Literal["train", "accumulate", "ensemble", "serve"]
 """A step of SGD; one that sums the gradients of `PARTS` microbatches; one of `MEMBERS` networks side by side; a forward

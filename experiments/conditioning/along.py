@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import threadpoolctl
 
 import wn_jax as wn
-from experiments import arm, tasks, training
-from experiments.arm import Arm
+from experiments import tasks
 from experiments.conditioning import coordinates
 from experiments.conditioning.coordinates import Coordinates
 from experiments.conditioning.measure import Instruments, directions, measure, measure_natural
-from experiments.conditioning.table import ConditioningConfig
-from experiments.config import Experiment
+from experiments.config.conditioning import ConditioningConfig
+from experiments.config.experiment import Experiment
+from experiments.engine import arm, training
+from experiments.engine.arm import Arm
 from experiments.errors import ConfigError, RunError
 from experiments.tasks import Examples, Params
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from experiments.conditioning.coordinates import Coordinates
-from experiments.conditioning.table import ConditioningConfig
+from experiments.config.conditioning import ConditioningConfig
 from experiments.tasks import Examples, Params, Task
 from wn_jax import curvature
 

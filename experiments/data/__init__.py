@@ -23,7 +23,7 @@ from experiments.data.whitening import zca
 from experiments.errors import ConfigError
 
 if TYPE_CHECKING:  # the config asks this module which names there are
-    from experiments.config import DataConfig
+    from experiments.config.experiment import DataConfig
 
 __all__ = ["NAMES", "SOURCES", "Dataset", "batch_indices", "load"]
 

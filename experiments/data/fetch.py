@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from experiments.data import SOURCES, files, text
 from experiments.data.source import Download, Source
 from experiments.errors import ConfigError
-from experiments.tables import unknown
+from experiments.schema import unknown
 
 _TIMEOUT = 30  # seconds without a byte
 _HEADERS = {"Accept-Encoding": "identity"}  # the file as it is, not unpacked on the way

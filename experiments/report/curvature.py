@@ -17,7 +17,7 @@ from experiments.errors import ConfigError
 from experiments.report import spread
 from experiments.report.charts import Chart, Line, Panel
 from experiments.report.summary import Column, plus_minus
-from experiments.run_folder import MEASURED
+from experiments.run_folder.folder import MEASURED
 
 _FEW = 100
 _MATRICES = {

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from experiments import pictures
 from experiments.errors import ConfigError
 from experiments.report.runs import Run
+from experiments.run_folder import pictures
 
 _CAPTIONS = {
     "samples": "Drawn from the prior: what the network makes of noise, as the mean of each pixel.",

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import files
 from experiments.errors import ConfigError
-from experiments.tables import several
+from experiments.schema import several
 
 _FILES = ("config.toml", "environment.json", "metrics.jsonl")
 _BY_LAYER = ("norms", "effective_step")

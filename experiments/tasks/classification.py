@@ -14,7 +14,7 @@ from pydantic import NonNegativeFloat
 
 from experiments.data import Dataset
 from experiments.errors import ConfigError
-from experiments.tables import Count, Fraction, sequence
+from experiments.schema import Count, Fraction, sequence
 from experiments.tasks import networks
 from experiments.tasks.images import image_shape
 from experiments.tasks.task import Examples, Gather, ModelConfig, ModelState, Params, Task

@@ -14,7 +14,7 @@ from pydantic import PositiveFloat
 
 from experiments.data import Dataset
 from experiments.errors import ConfigError
-from experiments.tables import Count
+from experiments.schema import Count
 from experiments.tasks.gpt import GPT, STACK
 from experiments.tasks.task import Examples, Gather, ModelConfig, ModelState, Params, Task
 

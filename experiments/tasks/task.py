@@ -11,7 +11,7 @@ import pydantic
 from pydantic import NonNegativeFloat
 
 from experiments.parametrizations import Name
-from experiments.tables import Count, Table
+from experiments.schema import Count, Table
 
 Examples = dict[str, jax.Array]
 """Arrays of a data set by name, with a leading axis of examples."""

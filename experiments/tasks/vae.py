@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeFloat
 
 from experiments.data import Dataset
 from experiments.errors import ConfigError
-from experiments.tables import Count, CountOrZero, sequence, several
+from experiments.schema import Count, CountOrZero, sequence, several
 from experiments.tasks.bound import Drawn, divergences, log_weight, reconstruction
 from experiments.tasks.images import image_shape
 from experiments.tasks.pixels import PIXELS, Pixels

@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 
-from experiments import data, mesh
-from experiments.arm import Arm
-from experiments.config import ArmConfig
+from experiments import data
+from experiments.config.experiment import ArmConfig
+from experiments.devices import mesh
+from experiments.devices.placement import Placement
+from experiments.engine.arm import Arm
 from experiments.errors import ConfigError, RunError
-from experiments.placement import Placement
 from experiments.tpu import hlo, traffic
 from experiments.tpu.traffic import Collective
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, PositiveFloat
 
-from experiments.tables import Count, CountOrZero, Name, Table, sequence
+from experiments.schema import Count, CountOrZero, Name, Table, sequence
 
 Counts = Annotated[tuple[Count, ...], pydantic.BeforeValidator(sequence), Field(min_length=1)]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from experiments.bench.arms import Arm
 from experiments.bench.rows import Row
 from experiments.errors import ConfigError
-from experiments.tables import unknown
+from experiments.schema import unknown
 
 _LIBRARIES = {  # what must be installed, the file here, and its function; a plain arm comes before those against it
     "wn_jax": ((), "ours", "arms"),

@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import sharding
 from experiments.data import Dataset
-from experiments.mesh import BATCH, Shape
+from experiments.devices import sharding
+from experiments.devices.mesh import BATCH, Shape
+from experiments.engine.training import Layout
 from experiments.tasks import Examples
-from experiments.training import Layout
 
 Rows = jax.Array
 Batch = Rows | Examples

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from experiments.errors import ConfigError
-from experiments.tables import Count, Table
+from experiments.schema import Count, Table
 
 
 class MeshConfig(Table):

@@ -15,9 +15,9 @@ from typing import Any, TypeVar, get_args
 
 import pydantic
 
-from experiments.config import ArmConfig, Experiment
+from experiments.config.experiment import ArmConfig, Experiment
 from experiments.errors import ConfigError
-from experiments.tables import Table, nearest, unknown
+from experiments.schema import Table, nearest, unknown
 from experiments.tasks import ModelConfig
 
 

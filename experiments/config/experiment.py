@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import pydantic
 
 from experiments import data
-from experiments.conditioning.table import ConditioningConfig
-from experiments.mesh import MeshConfig
+from experiments.config.conditioning import ConditioningConfig
+from experiments.devices.mesh import MeshConfig
 from experiments.optimizers import OptimizerConfig
-from experiments.tables import Count, CountOrZero, Fraction, Name, Table, distinct, several, unknown
+from experiments.schema import Count, CountOrZero, Fraction, Name, Table, distinct, several, unknown
 from experiments.tasks import AnyModelConfig
 
 

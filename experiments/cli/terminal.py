@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from experiments import interrupt
+from experiments.cli import interrupt
 from experiments.errors import ConfigError, RunError
 
 console = Console()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.config import Experiment
+from experiments.config.experiment import Experiment
 
 # Keys that change no number: data is checked by its content, wherever it lies.
 _MAY_DIFFER = (

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from experiments import toml_file
-from experiments.config import Experiment
-from experiments.terminal import about_config
+from experiments.cli.terminal import about_config
+from experiments.config import toml_file
+from experiments.config.experiment import Experiment
 
 ConfigFile = Annotated[Path, typer.Argument(help="The experiment's TOML file.", metavar="CONFIG")]
 Settings = Annotated[

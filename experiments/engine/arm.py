@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, mesh, sharding, tasks, training
-from experiments.config import ArmConfig, Experiment
+from experiments import data, tasks
+from experiments.config.experiment import ArmConfig, Experiment
+from experiments.devices import mesh, sharding
+from experiments.devices.placement import Batch, Placement, placed
+from experiments.engine import training
+from experiments.engine.training import State
 from experiments.errors import ConfigError
-from experiments.placement import Batch, Placement, placed
-from experiments.training import State
 
 _INIT = (0, None, 0)  # of the arguments of `Functions.init`, the axes of members
 

@@ -13,7 +13,7 @@ import optax
 
 import wn_jax as wn
 from experiments import data, optimizers, parametrizations, tasks
-from experiments.config import ArmConfig
+from experiments.config.experiment import ArmConfig
 from experiments.errors import ConfigError
 from experiments.tasks import Examples
 

@@ -8,13 +8,10 @@ from typing import Annotated
 import jax
 import typer
 
-from experiments import arm, data, interrupt, report, run, toml_file
-from experiments.bench.command import bench
-from experiments.conditioning.along import Along
-from experiments.config import Experiment
-from experiments.data.fetch import fetch
-from experiments.errors import ConfigError, RunError
-from experiments.options import (
+from experiments import data, report
+from experiments.cli import interrupt
+from experiments.cli.bench import bench
+from experiments.cli.options import (
     ArmName,
     ConfigFile,
     Coordinator,
@@ -27,12 +24,18 @@ from experiments.options import (
     new_folder,
     one_arm,
 )
-from experiments.overhead_command import measure_overhead
+from experiments.cli.overhead import measure_overhead
+from experiments.cli.terminal import about_config, console, interruptible, progress_bar, user_errors
+from experiments.cli.tpu_compile import tpu_compile
+from experiments.cli.vocoder import vocoder
+from experiments.conditioning.along import Along
+from experiments.config import toml_file
+from experiments.config.experiment import Experiment
+from experiments.data.fetch import fetch
+from experiments.engine import arm, run
+from experiments.errors import ConfigError, RunError
 from experiments.processes import Join, first, joined, together
-from experiments.run_folder import RunFolder, check
-from experiments.terminal import about_config, console, interruptible, progress_bar, user_errors
-from experiments.tpu.command import tpu_compile
-from experiments.vocoder.command import vocoder
+from experiments.run_folder.folder import RunFolder, check
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.command("vocoder")(vocoder)

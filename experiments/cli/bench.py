@@ -9,12 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments import files, interrupt
+from experiments import files
 from experiments.bench import chart, libraries, measure, memory, rows, table
 from experiments.bench.measure import Result
+from experiments.cli import interrupt
+from experiments.cli.terminal import console, interruptible, progress_bar, user_errors
 from experiments.environment import environment
 from experiments.errors import ConfigError
-from experiments.terminal import console, interruptible, progress_bar, user_errors
 
 _QUICK_SECONDS = 6.0
 _PEERS = ("equinox", "paramax", "torch")

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from experiments import interrupt, toml_file
-from experiments.options import ConfigFile, Out, Settings, new_folder
-from experiments.terminal import console, interruptible, progress_bar, user_errors
+from experiments.cli import interrupt
+from experiments.cli.options import ConfigFile, Out, Settings, new_folder
+from experiments.cli.terminal import console, interruptible, progress_bar, user_errors
+from experiments.config import toml_file
 from experiments.vocoder.config import VocoderConfig
 from experiments.vocoder.run import run
 

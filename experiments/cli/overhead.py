@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from experiments import interrupt, overhead, toml_file
-from experiments.bench import table
+from experiments.bench import overhead, table
+from experiments.cli import interrupt
+from experiments.cli.options import ArmName, ConfigFile, Settings, one_arm
+from experiments.cli.terminal import about_config, console, interruptible, user_errors
+from experiments.config import toml_file
 from experiments.environment import environment
-from experiments.options import ArmName, ConfigFile, Settings, one_arm
-from experiments.terminal import about_config, console, interruptible, user_errors
 
 
 def measure_overhead(

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.arm import Advance, Arm
-from experiments.config import Experiment, TrainConfig
+from experiments.config.experiment import Experiment, TrainConfig
+from experiments.engine.arm import Advance, Arm
+from experiments.engine.training import NOT_YET
 from experiments.errors import RunError
-from experiments.run_folder import Record, RunFolder
-from experiments.training import NOT_YET
+from experiments.run_folder.folder import Record, RunFolder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, PositiveFloat
 
-from experiments.tables import Count, CountOrZero, Table, sequence
+from experiments.schema import Count, CountOrZero, Table, sequence
 
 Matrix = Literal["hessian", "fisher", "empirical_fisher", "gradient_covariance"]
 _Some = Field(min_length=1)

@@ -17,13 +17,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from experiments import files, interrupt, mesh, toml_file
-from experiments.arm import Arm
-from experiments.config import ArmConfig
+from experiments import files
+from experiments.cli import interrupt
+from experiments.cli.options import ArmName, ConfigFile, Settings, one_arm
+from experiments.cli.terminal import about_config, console, interruptible, user_errors
+from experiments.config import toml_file
+from experiments.config.experiment import ArmConfig
+from experiments.devices import mesh
+from experiments.engine.arm import Arm
 from experiments.environment import environment
 from experiments.errors import ConfigError, RunError
-from experiments.options import ArmName, ConfigFile, Settings, one_arm
-from experiments.terminal import about_config, console, interruptible, user_errors
 from experiments.tpu import topology
 from experiments.tpu.compiled import Compiled, compile_step, lower, prepare
 from experiments.tpu.traffic import Collective

@@ -23,12 +23,14 @@ import jax
 import numpy as np
 import tomli_w
 
-from experiments import differences, environment, files, pictures, processes, toml_file
-from experiments.checkpoints import Checkpoints
-from experiments.config import Experiment
+from experiments import environment, files, processes
+from experiments.config import differences, toml_file
+from experiments.config.experiment import Experiment
 from experiments.errors import ConfigError, RunError
-from experiments.tensorboard import EventFiles
-from experiments.tensorboard import require as require_tensorboard
+from experiments.run_folder import pictures
+from experiments.run_folder.checkpoints import Checkpoints
+from experiments.run_folder.tensorboard import EventFiles
+from experiments.run_folder.tensorboard import require as require_tensorboard
 
 Record = dict[str, Any]
 _CONFIG, _ENVIRONMENT, MEASURED, SAMPLES = "config.toml", "environment.json", "conditioning.jsonl", "samples.jsonl"

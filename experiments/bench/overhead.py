@@ -22,11 +22,12 @@ import numpy as np
 import optax
 
 import wn_jax as wn
-from experiments import arm, optimizers, run, tasks, training
-from experiments.config import Experiment
+from experiments import optimizers, tasks
+from experiments.config.experiment import Experiment
+from experiments.devices.mesh import MeshConfig
+from experiments.engine import arm, run, training
 from experiments.errors import ConfigError
-from experiments.mesh import MeshConfig
-from experiments.run_folder import RunFolder
+from experiments.run_folder.folder import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)

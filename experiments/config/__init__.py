@@ -1,0 +1,1 @@
+"""What an experiment is, and reading one from a TOML file."""

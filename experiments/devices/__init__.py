@@ -1,0 +1,1 @@
+"""The mesh of devices, and where arrays lie on it."""
