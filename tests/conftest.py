@@ -49,14 +49,14 @@ def nodes(model):
 def plain():
     from flax import nnx
 
-    from tests.nnx_net import Net
+    from tests.nnx.net import Net
 
     return Net(nnx.Rngs(0))
 
 
 @pytest.fixture
 def wrapped(plain):
-    from tests.nnx_net import AXES
+    from tests.nnx.net import AXES
     from wn_jax.nnx import WeightNormed
 
     return WeightNormed(plain, AXES)

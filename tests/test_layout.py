@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.experiments import ROOT, invoke
+from tests.experiments.commands import ROOT, invoke
 
 
 def test_help_reads():

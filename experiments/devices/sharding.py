@@ -41,7 +41,7 @@ def gathered(params: Any, by_path: dict[str, PartitionSpec], mesh: Mesh) -> Any:
     """In a compiled function: those of the plain parameters that have a spec as layers use them, whole along `fsdp`.
 
     Said, as XLA otherwise may look for another way, and in one that it finds (gradients of max pooling, on a mesh with
-    all three axes) it computes wrong numbers: `tests/test_devices.py` would show it.
+    all three axes) it computes wrong numbers: `tests/experiments/test_devices.py` would show it.
     """
     if mesh.shape["fsdp"] == 1:
         return params
