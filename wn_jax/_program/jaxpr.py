@@ -1,8 +1,8 @@
 """Programs: tracing a function to a jaxpr, opening it, and running one equation of it.
 
-The only file that touches jaxprs. All that differs between JAX versions is here. `tests/program/test_jaxpr.py` has a test
-of each thing that this file takes for granted, so that a new JAX fails there first. It reads through `jax.extend.core`
-and `jax.core.eval_jaxpr` alone, and tells primitives by identity, never by name.
+The only file that touches jaxprs. All that differs between JAX versions is here. `tests/program/test_jaxpr.py` has a
+test of each thing that this file takes for granted, so that a new JAX fails there first. It reads through
+`jax.extend.core` and `jax.core.eval_jaxpr` alone, and tells primitives by identity, never by name.
 """
 
 from __future__ import annotations
