@@ -1,18 +1,63 @@
 """Weight normalization for any JAX model, as a transform of its parameter tree."""
 
-from wn_jax import _interop as _interop
-from wn_jax._data_init import init_from_data as init_from_data
-from wn_jax._node import WeightNorm as WeightNorm
-from wn_jax._saving import load as load
-from wn_jax._saving import save as save
-from wn_jax._shard_map import in_shard_map as in_shard_map
-from wn_jax._sharding import shardings as shardings
-from wn_jax._transform import kernel_axes as kernel_axes
-from wn_jax._transform import labels as labels
-from wn_jax._transform import reconstruct as reconstruct
-from wn_jax._transform import reparameterize as reparameterize
-from wn_jax._uses import infer_axes as infer_axes
-from wn_jax._uses import weight_uses as weight_uses
-from wn_jax._wrap import wrap as wrap
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from wn_jax import _interop as _interop  # registers nodes with flax.serialization and jax.export
+from wn_jax._data_init import init_from_data
+from wn_jax._node import Node, WeightNorm
+from wn_jax._saving import load, save
+from wn_jax._shard_map import in_shard_map
+from wn_jax._sharding import shardings
+from wn_jax._transform import kernel_axes, labels, reconstruct, reparameterize
+from wn_jax._uses import infer_axes, weight_uses
+from wn_jax._wrap import wrap
+
+if TYPE_CHECKING:
+    from wn_jax import curvature, linen, nnx, optim, torch
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Node",
+    "WeightNorm",
+    "curvature",
+    "in_shard_map",
+    "infer_axes",
+    "init_from_data",
+    "kernel_axes",
+    "labels",
+    "linen",
+    "load",
+    "nnx",
+    "optim",
+    "reconstruct",
+    "reparameterize",
+    "save",
+    "shardings",
+    "torch",
+    "weight_uses",
+    "wrap",
+]
+
+# The rest of the family, a module a line, imported when it is first touched: what nobody uses costs nobody time.
+_LAZY = (
+    "curvature",
+    "linen",
+    "nnx",
+    "optim",
+    "torch",
+)
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _LAZY:
+        return importlib.import_module(f"wn_jax.{name}")
+    raise AttributeError(f"module 'wn_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

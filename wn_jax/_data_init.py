@@ -23,10 +23,10 @@ from wn_jax._program import jaxpr as program
 from wn_jax._program.factored import Factored, weight
 from wn_jax._program.jaxpr import Equation, Site
 from wn_jax._program.notes import Bias
+from wn_jax._program.reading import Leaf, Reading, check_callable, check_position, read
 from wn_jax._program.run import Runner, scale_of_output, with_v
 from wn_jax._program.views import Contraction, View, is_scaling
-from wn_jax._transform import flatten, with_plain_children
-from wn_jax._uses import Leaf, Reading, check_callable, check_position, read
+from wn_jax._tree import flatten, with_plain_children
 
 
 def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int = 0) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from wn_jax._node import WeightNorm
 from wn_jax._program.jaxpr import Site
 from wn_jax._program.notes import Bias, Use
-from wn_jax._uses import Leaf, Reading
+from wn_jax._program.reading import Leaf, Reading
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from wn_jax._boxes import rebox
-from wn_jax._node import WeightNorm
+from wn_jax._boxes import rebox, unbox
+from wn_jax._node import WeightNorm, is_node
 from wn_jax._safetensors import Content, of_node, read, write
-from wn_jax._saved_leaves import check_fits, check_has_numbers, is_number, parts, sharding_of
-from wn_jax._transform import flatten_with_keys, leaf_path
-from wn_jax.nnx import _functional as _nnx_functional
+from wn_jax._tree import check_has_numbers, flatten_with_keys, is_array, leaf_path, sharding_of
 
 
 def save(path: str | os.PathLike[str], params: Any) -> None:
@@ -51,11 +49,13 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"the first argument is the path of the file; got a {type(path).__name__}: save(path, params)")
     if isinstance(params, nnx.Module):
-        _, params = _nnx_functional.split(params)
+        from wn_jax.nnx import split  # imported when touched, as `wn_jax.nnx` is
+
+        _, params = split(params)
     content = Content()
     for keys, leaf in flatten_with_keys(params)[0]:
         name = leaf_path(keys)
-        values = parts(name, leaf)
+        values = _parts(name, leaf)
         if {name, *values} & {*content.paths, *content.arrays}:
             raise ValueError(f"two leaves have the path {name!r}; rename one of the keys that contain '/'")
         if values:
@@ -63,7 +63,7 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
         if isinstance(leaf, WeightNorm):
             content.nodes[name] = leaf.axes
         for part, value in values.items():
-            if is_number(value):
+            if _is_number(value):
                 content.numbers[part] = value
             else:
                 content.arrays[part] = _to_numpy(part, value, content.keys)
@@ -92,8 +92,10 @@ def load(path: str | os.PathLike[str], target: Any = None) -> Any:
     """
     content = read(Path(path))
     if isinstance(target, nnx.Module):
+        from wn_jax.nnx import split, update  # imported when touched, as `wn_jax.nnx` is
+
         module = nnx.clone(target, graph=True)
-        _nnx_functional.update(module, _into(_nnx_functional.split(target)[1], content, path))
+        update(module, _into(split(target)[1], content, path))
         return module
     return _as_dicts(content) if target is None else _into(target, content, path)
 
@@ -144,13 +146,13 @@ def _into(target: Any, content: Content, path: Any) -> Any:
     leaves = {leaf_path(keys): leaf for keys, leaf in pairs}
     if len(leaves) < len(pairs):
         raise ValueError("two leaves of the target have one path; rename one of the keys that contain '/'")
-    check_fits(path, leaves, content)
+    _check_fits(path, leaves, content)
     return jax.tree_util.tree_unflatten(treedef, [_filled(name, leaf, content) for name, leaf in leaves.items()])
 
 
 def _filled(name: str, leaf: Any, content: Content) -> Any:
     """A leaf of the target with what the file has."""
-    values = parts(name, leaf)
+    values = _parts(name, leaf)
     if isinstance(leaf, WeightNorm):
         g, v = (_placed(part, value, content) for part, value in values.items())
         return WeightNorm(rebox(leaf.g, g), rebox(leaf.v, v), leaf.axes)
@@ -160,10 +162,94 @@ def _filled(name: str, leaf: Any, content: Content) -> Any:
 def _placed(name: str, value: Any, content: Content) -> Any:
     """What the file has at `name`, as an array of the kind and in the place of the target's `value`."""
     if name in content.numbers:
-        return content.numbers[name] if is_number(value) else jnp.asarray(content.numbers[name], value.dtype)
-    if is_number(value):
+        return content.numbers[name] if _is_number(value) else jnp.asarray(content.numbers[name], value.dtype)
+    if _is_number(value):
         return content.arrays[name].item()
     if isinstance(value, (np.ndarray, np.generic)):
         return content.arrays[name]
     array, sharding = _to_jax(name, content), sharding_of(value)
     return array if sharding is None else jax.device_put(array, sharding)
+
+
+def _parts(name: str, leaf: Any) -> dict[str, Any]:
+    """The arrays and numbers of a leaf, by their names in a file: two of a node, none of a function.
+
+    Raises:
+        ValueError: it is a node, or a box, of a kind that a file cannot hold.
+    """
+    if isinstance(leaf, WeightNorm):
+        found = dict(zip(of_node(name), (unbox(leaf.g), unbox(leaf.v)), strict=True))
+        if not all(map(is_array, found.values())):
+            raise ValueError(f"{name!r} is a node that holds no arrays (labels, specs or masks), or another node")
+        return found
+    if is_node(leaf):
+        raise ValueError(f"{name!r} is a {type(leaf).__name__}; of nodes, a file can hold WeightNorm only")
+    value = unbox(leaf)
+    if is_array(value) or _is_number(value):
+        return {name: value}
+    if value is not leaf:
+        raise ValueError(
+            f"{name!r} is a {type(leaf).__name__} around a {type(value).__name__}, and not around an array; leave it "
+            "out (nnx.split(model, nnx.Param, ...)), or use Orbax"
+        )
+    return {}
+
+
+def _is_number(x: Any) -> bool:
+    """Whether `x` is a number of Python."""
+    return isinstance(x, (bool, int, float)) and not isinstance(x, np.generic)
+
+
+def _check_fits(path: Any, leaves: dict[str, Any], content: Content) -> None:
+    """Raises, naming the first few of all reasons, unless a file has just these leaves."""
+    problems = [problem for name, leaf in leaves.items() for problem in _problems(name, leaf, content)]
+    known = {name for name, leaf in leaves.items() if _parts(name, leaf)}
+    problems += [f"{name!r} is in the file, but not in the target" for name in sorted(set(content.paths) - known)]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(
+            f"{path} does not fit the target: {'; '.join(problems[:5])}{more}. Without a target, load(path) returns "
+            "what the file holds, for you to adapt"
+        )
+
+
+def _problems(name: str, leaf: Any, content: Content) -> list[str]:
+    """In what a leaf of the target differs from the file's."""
+    values = _parts(name, leaf)
+    if not values:
+        return []
+    if name not in content.paths:
+        return [f"{name!r} is in the target, but not in the file"]
+    saved, axes = content.nodes.get(name), leaf.axes if isinstance(leaf, WeightNorm) else None
+    if saved is None and axes is not None:
+        return [
+            f"{name!r} is a plain weight in the file and a node in the target (load into the plain tree, then "
+            "reparameterize)"
+        ]
+    if axes is None and saved is not None:
+        return [f"{name!r} is a node in the file and a plain weight in the target (reparameterize the target)"]
+    if saved != axes:
+        return [f"the node {name!r} reduces over axes {saved} in the file and {axes} in the target"]
+    return [
+        f"{part!r} is {ours} in the file and {theirs} in the target"
+        for part, value in values.items()
+        if not _agree(ours := _saved_kind(part, content), theirs := _kind(value))
+    ]
+
+
+def _agree(ours: str, theirs: str) -> bool:
+    """A number and an array without axes are taken for one another: `jit` makes an array of a number."""
+    return ours == theirs or (min(ours, theirs) == "a number" and max(ours, theirs).endswith("[]"))
+
+
+def _kind(value: Any) -> str:
+    return "a number" if _is_number(value) else f"{value.dtype}{list(value.shape)}"
+
+
+def _saved_kind(name: str, content: Content) -> str:
+    if name in content.numbers:
+        return "a number"
+    array = content.arrays[name]
+    if name not in content.keys:
+        return _kind(array)
+    return _kind(jax.eval_shape(lambda data: jax.random.wrap_key_data(data, impl=content.keys[name]), array))

@@ -11,7 +11,7 @@ import jax
 from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._sharding import shardings
-from wn_jax._transform import flatten
+from wn_jax._tree import flatten
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("g", "v"), meta_fields=("axes", "axis_names"))

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from wn_jax._boxes import is_box, rebox_reduced, reduced, unbox
 from wn_jax._node import WeightNorm, is_node
-from wn_jax._transform import flatten
+from wn_jax._tree import flatten
 
 
 def shardings(params: Any, specs: Any) -> Any:

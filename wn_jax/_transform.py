@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from wn_jax._boxes import is_box, unbox
+from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, is_node
+from wn_jax._tree import abstract_weight, did_you_mean, flatten, listed, rebuild
+from wn_jax._types import Axes, AxesRule
 
-Axes = int | Iterable[int]
 
-
-def reparameterize(params: Any, axes: Mapping[str, Axes | None] | Callable[[str, Any], Axes | None]) -> Any:
+def reparameterize(params: Any, axes: AxesRule) -> Any:
     """A copy of `params` in which the chosen weights are `WeightNorm` nodes, of the same function.
 
     Arguments:
@@ -50,7 +49,7 @@ def reparameterize(params: Any, axes: Mapping[str, Axes | None] | Callable[[str,
     chosen = _choose(axes, paths, leaves)
     if not chosen:
         raise ValueError(
-            f"axes match no leaf of params, so nothing would be reparameterized. Its leaves are {_some(paths)}. "
+            f"axes match no leaf of params, so nothing would be reparameterized. Its leaves are {listed(paths)}. "
             "wn_jax.kernel_axes(params) finds those named 'kernel'; for others give a dict {path: axes} or a function."
         )
     duplicates = [path for path, count in collections.Counter(paths).items() if count > 1 and path in chosen]
@@ -127,22 +126,6 @@ def labels(params: Any) -> Any:
     return jax.tree_util.tree_map(label, params, is_leaf=lambda x: isinstance(x, WeightNorm))
 
 
-def leaf_path(path: tuple[Any, ...]) -> str:
-    """A key path as the one string that wn_jax uses for it."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def flatten(params: Any) -> tuple[list[str], list[Any], Any]:
-    """Paths and leaves of `params`; a node and a box count as leaves."""
-    pairs, treedef = flatten_with_keys(params)
-    return [leaf_path(path) for path, _ in pairs], [leaf for _, leaf in pairs], treedef
-
-
-def flatten_with_keys(params: Any) -> tuple[list[tuple[tuple[Any, ...], Any]], Any]:
-    """The same, with key paths as JAX has them."""
-    return jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: is_node(x) or is_box(x))
-
-
 def _choose(axes: Any, paths: list[str], leaves: list[Any]) -> dict[str, Axes]:
     """The axes of each leaf that was chosen."""
     if isinstance(axes, Mapping):
@@ -167,20 +150,7 @@ def _unknown_paths(unknown: list[Any], paths: list[str]) -> str:
         return repr(path) + did_you_mean(path, paths)
 
     shown = "; ".join(line(path) for path in unknown[:5]) + ("; ..." if len(unknown) > 5 else "")
-    return f"axes name leaves that params does not have: {shown}. Its leaves are {_some(paths)}."
-
-
-def did_you_mean(path: str, paths: list[str]) -> str:
-    """A guess at which of `paths` was meant, to be put behind the path; or nothing."""
-    moved = [other for other in paths if other.split("/", 1)[-1] == path or path.split("/", 1)[-1] == other]
-    close = moved or difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
-    return f" (did you mean {' or '.join(map(repr, close[:3]))}?)" if close else ""
-
-
-def _some(paths: list[str]) -> str:
-    return (
-        ", ".join(map(repr, paths[:8])) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "") if paths else "none"
-    )
+    return f"axes name leaves that params does not have: {shown}. Its leaves are {listed(paths)}."
 
 
 def _array_of(leaf: Any) -> Any:
@@ -216,43 +186,3 @@ def _node_of(path: str, leaf: Any, axes: Axes) -> WeightNorm:
                 f"{path!r} is abstract; use jax.eval_shape(lambda p: reparameterize(p, axes), params)"
             ) from error
         raise ValueError(f"{path!r} cannot be reparameterized: {error}") from error
-
-
-def rebuild(x: Any) -> Any:
-    """The weight of a node, after those of the nodes inside it."""
-    if not is_node(x):
-        return x
-    return with_plain_children(x).weight()
-
-
-def with_plain_children(node: Any) -> Any:
-    """A node, after the nodes inside it were rebuilt."""
-    _check_is_pytree(node)
-    return jax.tree_util.tree_map(rebuild, node, is_leaf=lambda x: x is not node and is_node(x))
-
-
-def abstract_weight(node: Any) -> tuple[Any, Any]:
-    """The shape and dtype of a node's weight, in the weight's box, and those of its scale."""
-
-    def parts(node: Any) -> tuple[Any, Any]:
-        node = with_plain_children(node)
-        return node.weight(), node.factors()[1]
-
-    _check_is_pytree(node)
-    return jax.tree_util.tree_map(_in_mesh, jax.eval_shape(parts, node))
-
-
-def _in_mesh(x: Any) -> Any:
-    """With its mesh, which `jax.eval_shape` drops where not all axes are manual; without it no trace takes it."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if x.sharding is None and mesh.manual_axes:
-        return x.update(sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    return x
-
-
-def _check_is_pytree(node: Any) -> None:
-    if jax.tree_util.all_leaves([node]):
-        raise TypeError(
-            f"{type(node).__name__} has weight() and factors() but is no pytree, so JAX cannot see its arrays; "
-            "register it, with jax.tree_util.register_dataclass for example"
-        )

@@ -14,9 +14,10 @@ from flax import nnx
 from wn_jax._boxes import unbox
 from wn_jax._node import is_node
 from wn_jax._program.factored import Factored, weight
+from wn_jax._program.reading import Leaf, check_callable, check_position, read
 from wn_jax._program.run import Runner
-from wn_jax._transform import flatten, reconstruct, with_plain_children
-from wn_jax._uses import COST, Leaf, check_callable, check_position, read
+from wn_jax._transform import reconstruct
+from wn_jax._tree import flatten, with_plain_children
 
 
 def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = "auto") -> Callable[..., Any]:
@@ -64,7 +65,7 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
         try:
             if scale == "weight":
                 return fn(*(reconstruct(arg) if i in positions else arg for i, arg in enumerate(args)), **kwargs)
-            return _run_factored(fn, positions, args, kwargs, COST if scale == "auto" else float("inf"))
+            return _run_factored(fn, positions, args, kwargs, always=scale == "output")
         except ValueError as error:
             _explain_lost_leaves(error, [args[i] for i in positions])
             raise
@@ -95,9 +96,9 @@ def _explain_lost_leaves(error: ValueError, trees: Sequence[Any]) -> None:
 
 
 def _run_factored(
-    fn: Callable[..., Any], positions: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], cost: float
+    fn: Callable[..., Any], positions: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], always: bool
 ) -> Any:
-    """`fn` on nodes whose scale goes to the outputs where these cost less."""
+    """`fn` on nodes whose scale goes to the outputs: wherever it can, or where these hold fewer numbers."""
     if not any(is_node(leaf) for i in positions for leaf in jax.tree_util.tree_leaves(args[i], is_leaf=is_node)):
         return fn(*args, **kwargs)
     purpose = "to place the scale of its weights. wn_jax.wrap(fn, scale='weight') does not trace."
@@ -108,7 +109,7 @@ def _run_factored(
     inputs = list(reading.program.arrays)
     for leaf in reading.leaves:
         if leaf.node is not None:
-            inputs[leaf.input] = _value(leaf, cost)
+            inputs[leaf.input] = _value(leaf, always)
     results = Runner().run(reading.program.body, inputs)
     avals = reading.program.body.outputs
     # A number in the program (an auxiliary loss of 0) is no array yet.
@@ -121,9 +122,9 @@ def _as_array(value: Any, aval: Any) -> Any:
     return value if isinstance(value, jax.Array) else jnp.asarray(value, aval.dtype)
 
 
-def _value(leaf: Leaf, cost: float) -> Any:
+def _value(leaf: Leaf, always: bool) -> Any:
     """What the program gets for a node."""
-    node, on_weight = with_plain_children(leaf.node), not leaf.goes_to_output(cost)
+    node, on_weight = with_plain_children(leaf.node), not leaf.goes_to_output(always)
     if on_weight and not leaf.sliced:
         return unbox(node.weight())
     v, scale = map(unbox, node.factors())

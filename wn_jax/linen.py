@@ -14,6 +14,12 @@ from flax.typing import Dtype, Initializer
 from wn_jax import _mean_only
 from wn_jax._flax_weight_norm import EPSILON, FeatureAxes, linen_nodes
 
+__all__ = ["MeanOnlyBatchNorm", "from_weight_norm"]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 class MeanOnlyBatchNorm(nn.Module):
     """Batch normalization without the division: `y = x - mean[x] + bias`.

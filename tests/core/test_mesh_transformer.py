@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 import wn_jax as wn
 from tests.collectives import collectives
-from wn_jax._transform import flatten
+from wn_jax._tree import flatten
 
 pytestmark = [
     pytest.mark.usefixtures("quickly_compiled"),

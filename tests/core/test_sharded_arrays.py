@@ -17,7 +17,7 @@ import wn_jax.nnx
 from tests.collectives import collectives
 from tests.zoo import ZOO
 from wn_jax._boxes import rebox, unbox
-from wn_jax._transform import flatten
+from wn_jax._tree import flatten
 
 MODELS = ["linen_zero_initialized", "linen_boxed", "linen_cnn", "linen_scanned_stack"]
 BATCH = P(("data", "fsdp"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import wn_jax as wn
 from tests.program.programs import CALLS, MOVES, USES, Body, Program, Step, build, run_step
-from wn_jax._uses import Leaf
+from wn_jax._program.reading import Leaf
 
 _WILD = {"while_loop", "custom_jvp", "custom_vjp", "grad", "fit", "dynamic_slice", "scale_by_data", "scale_by_sum"}
 

@@ -40,23 +40,37 @@ Where does a step of gradient descent on g and v move the weights: as one on the
 0.40
 """
 
-from wn_jax.curvature._conditioning import ConditionNumbers as ConditionNumbers
-from wn_jax.curvature._conditioning import condition_numbers as condition_numbers
-from wn_jax.curvature._estimates import Estimate as Estimate
-from wn_jax.curvature._estimates import diagonal as diagonal
-from wn_jax.curvature._estimates import trace as trace
-from wn_jax.curvature._lanczos import Eigenvalues as Eigenvalues
-from wn_jax.curvature._lanczos import SpectralDensity as SpectralDensity
-from wn_jax.curvature._lanczos import eigenvalues as eigenvalues
-from wn_jax.curvature._lanczos import spectral_density as spectral_density
-from wn_jax.curvature._matrices import empirical_fisher as empirical_fisher
-from wn_jax.curvature._matrices import fisher as fisher
-from wn_jax.curvature._matrices import gauss_newton as gauss_newton
-from wn_jax.curvature._matrices import gradient_covariance as gradient_covariance
-from wn_jax.curvature._matrices import hessian as hessian
-from wn_jax.curvature._natural import NaturalGradient as NaturalGradient
-from wn_jax.curvature._natural import natural_gradient as natural_gradient
-from wn_jax.curvature._operators import LinearOperator as LinearOperator
-from wn_jax.curvature._weight_steps import cosine as cosine
-from wn_jax.curvature._weight_steps import norm_growth as norm_growth
-from wn_jax.curvature._weight_steps import weight_step as weight_step
+from wn_jax.curvature._conditioning import ConditionNumbers, condition_numbers
+from wn_jax.curvature._estimates import Estimate, diagonal, trace
+from wn_jax.curvature._lanczos import Eigenvalues, SpectralDensity, eigenvalues, spectral_density
+from wn_jax.curvature._matrices import empirical_fisher, fisher, gauss_newton, gradient_covariance, hessian
+from wn_jax.curvature._natural import NaturalGradient, natural_gradient
+from wn_jax.curvature._operators import LinearOperator
+from wn_jax.curvature._weight_steps import cosine, norm_growth, weight_step
+
+__all__ = [
+    "ConditionNumbers",
+    "Eigenvalues",
+    "Estimate",
+    "LinearOperator",
+    "NaturalGradient",
+    "SpectralDensity",
+    "condition_numbers",
+    "cosine",
+    "diagonal",
+    "eigenvalues",
+    "empirical_fisher",
+    "fisher",
+    "gauss_newton",
+    "gradient_covariance",
+    "hessian",
+    "natural_gradient",
+    "norm_growth",
+    "spectral_density",
+    "trace",
+    "weight_step",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

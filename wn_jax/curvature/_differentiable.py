@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wn_jax._transform import leaf_path
+from wn_jax._tree import leaf_path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from flax import nnx
 from wn_jax._boxes import unbox
 from wn_jax._data_init import init_from_data as _init_from_data
 from wn_jax._node import WeightNorm, is_node
-from wn_jax._uses import check_callable
+from wn_jax._program.reading import check_callable
 from wn_jax._uses import infer_axes as _infer_axes
 from wn_jax.nnx._nodes_in_place import nodes_of, with_weights
 from wn_jax.nnx._weight_normed import WeightNormed

@@ -17,7 +17,9 @@ from flax import nnx
 
 from wn_jax._boxes import is_box
 from wn_jax._node import is_node
-from wn_jax._transform import Axes, flatten, rebuild, reparameterize
+from wn_jax._transform import reparameterize
+from wn_jax._tree import flatten, rebuild
+from wn_jax._types import Axes
 
 # A model is in one of two states, and a second thread must not meet the first one's.
 _one_at_a_time = threading.RLock()

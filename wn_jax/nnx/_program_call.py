@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from wn_jax._transform import abstract_weight
+from wn_jax._tree import abstract_weight
 from wn_jax._wrap import wrap
 from wn_jax.nnx._nodes_in_place import weights_in_place
 

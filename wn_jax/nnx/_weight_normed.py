@@ -10,7 +10,7 @@ from typing import Any
 from flax import nnx
 
 from wn_jax._node import is_node
-from wn_jax._transform import Axes
+from wn_jax._types import Axes
 from wn_jax._wrap import check_scale
 from wn_jax.nnx._nodes_in_place import nodes_of, weights_in_place, with_nodes, with_weights
 from wn_jax.nnx._program_call import is_traced, run_factored

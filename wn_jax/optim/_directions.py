@@ -13,7 +13,7 @@ import optax
 from wn_jax._boxes import rebox, unbox
 from wn_jax._node import WeightNorm
 from wn_jax._norms import norm, norm_dtype
-from wn_jax._transform import leaf_path
+from wn_jax._tree import leaf_path
 
 
 def direction_stats(params: Any, reduce: Callable[[jax.Array], Any] | None = jnp.mean) -> dict[str, dict[str, Any]]:

@@ -15,15 +15,25 @@
 ['up.0.bias', 'up.0.weight_g', 'up.0.weight_v']
 """
 
-from wn_jax.torch._flax import from_flax as from_flax
-from wn_jax.torch._flax import to_flax as to_flax
-from wn_jax.torch._layouts import Array as Array
-from wn_jax.torch._layouts import batch_norm as batch_norm
-from wn_jax.torch._layouts import conv as conv
-from wn_jax.torch._layouts import conv_transpose as conv_transpose
-from wn_jax.torch._layouts import embedding as embedding
-from wn_jax.torch._layouts import linear as linear
-from wn_jax.torch._layouts import lstm as lstm
-from wn_jax.torch._layouts import norm as norm
-from wn_jax.torch._state_dict import from_state_dict as from_state_dict
-from wn_jax.torch._state_dict import to_state_dict as to_state_dict
+from wn_jax.torch._flax import from_flax, to_flax
+from wn_jax.torch._layouts import Array, batch_norm, conv, conv_transpose, embedding, linear, lstm, norm
+from wn_jax.torch._state_dict import from_state_dict, to_state_dict
+
+__all__ = [
+    "Array",
+    "batch_norm",
+    "conv",
+    "conv_transpose",
+    "embedding",
+    "from_flax",
+    "from_state_dict",
+    "linear",
+    "lstm",
+    "norm",
+    "to_flax",
+    "to_state_dict",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wn_jax._safetensors import read_arrays
-from wn_jax._saved_leaves import check_has_numbers
+from wn_jax._tree import check_has_numbers
 
 _NO_STATE_DICT = (
     "pass a state dict (model.state_dict()), or the path of a .safetensors file. A .pt or .bin file is a pickle, which "

@@ -12,7 +12,7 @@ import numpy as np
 from wn_jax._boxes import rebox, rebox_reduced, reduced, unbox
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._norms import norm_dtype
-from wn_jax._saved_leaves import is_array, sharding_of
+from wn_jax._tree import is_array, sharding_of
 from wn_jax.torch._arrays import cast
 
 

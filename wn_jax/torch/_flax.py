@@ -14,8 +14,7 @@ import numpy as np
 
 from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, is_node
-from wn_jax._saved_leaves import is_array
-from wn_jax._transform import did_you_mean, flatten
+from wn_jax._tree import did_you_mean, flatten, is_array
 from wn_jax.torch._fit import fitted
 from wn_jax.torch._layouts import kind_of
 from wn_jax.torch._names import NameMap, Rule, rules_of

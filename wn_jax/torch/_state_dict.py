@@ -16,8 +16,7 @@ import numpy as np
 
 from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, check_shapes, is_node
-from wn_jax._saved_leaves import check_has_numbers, is_array
-from wn_jax._transform import flatten_with_keys, leaf_path
+from wn_jax._tree import check_has_numbers, flatten_with_keys, is_array, leaf_path
 from wn_jax.torch._arrays import arrays_of, cast
 from wn_jax.torch._pairs import Dims, Scheme, check_known, find_pairs, half_names, node_of
 
