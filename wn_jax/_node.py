@@ -12,30 +12,51 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterable
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeGuard
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from wn_jax._boxes import rebox, rebox_reduced, unbox
 from wn_jax._norms import norm, norm_dtype, scale
+from wn_jax._types import Axes, Leaf, PyTree, Shape
 
 
 class Node(Protocol):
-    """What `reconstruct` and `wrap` ask of a node, and all that they know of it."""
+    """The node protocol: all that `reconstruct` and `wrap` know of a node, and what a node of one's own has.
 
-    def weight(self) -> Any:
-        """The weight that the node stands for."""
+    A node is a pytree (`jax.tree_util.register_dataclass` makes one of a dataclass) with these two methods. Its arrays
+    may themselves be nodes, which are rebuilt before it is asked.
+
+    >>> import dataclasses, jax, jax.numpy as jnp, wn_jax as wn
+    >>> @jax.tree_util.register_dataclass
+    ... @dataclasses.dataclass
+    ... class Doubled:
+    ...     half: jax.Array
+    ...     def weight(self):
+    ...         return 2 * self.half
+    ...     def factors(self):
+    ...         return self.half, jnp.full((1, self.half.shape[1]), 2.0)
+    >>> wn.reconstruct({"kernel": Doubled(jnp.ones((1, 2)))})
+    {'kernel': Array([[2., 2.]], dtype=float32)}
+    """
+
+    def weight(self) -> Leaf:
+        """The weight that the node stands for: an array, in a box where the node's arrays are in boxes."""
         ...
 
-    def factors(self) -> tuple[Any, Any]:
-        """A pair `(v, scale)` whose product is the weight; `scale` is one number a feature."""
+    def factors(self) -> tuple[Leaf, jax.Array]:
+        """A pair `(v, scale)` whose product is the weight.
+
+        `v` has the weight's shape and dtype. `scale` is one number a feature, with size 1 along all other axes.
+        """
         ...
 
 
-def is_node(x: Any) -> bool:
-    """Whether `x` follows the node protocol. Asked of the type, as `equinox.nn.Linear` has an array named `weight`."""
-    kind = type(x)
+def is_node(x: PyTree) -> TypeGuard[Node]:
+    """Whether `x` follows the node protocol."""
+    kind = type(x)  # asked of the type, as `equinox.nn.Linear` has an array named `weight`
     return callable(getattr(kind, "weight", None)) and callable(getattr(kind, "factors", None))
 
 
@@ -68,14 +89,14 @@ class WeightNorm:
            [4. , 0. ]], dtype=float32)
     """
 
-    g: Any
-    v: Any
+    g: Leaf
+    v: Leaf
     axes: tuple[int, ...]
     axis_names: ClassVar[tuple[str, ...] | None] = None
     """In a manual region: the mesh axes that `axes` are sharded over; `None` where nobody said. See `in_shard_map`."""
 
     @classmethod
-    def from_weight(cls, weight: Any, axes: int | Iterable[int]) -> WeightNorm:
+    def from_weight(cls, weight: Leaf, axes: Axes) -> WeightNorm:
         """The node of a weight: `g = ||weight||` and `v = weight`, so that `weight()` returns it bit for bit.
 
         Two kinds of weight vector get another `v`, of the same function: one that is exactly zero gets `g = 0` and
@@ -104,10 +125,10 @@ class WeightNorm:
                 f"a node is made inside shard_map or pmap over {tuple(manual)}, where its norm could be that of one "
                 "shard. Make it outside, and shard it as wn_jax.shardings(params, specs) says"
             )
-        g, v = _split(values.astype(norm_dtype(values.dtype)), axes)
+        g, v = _magnitude_and_direction(values.astype(norm_dtype(values.dtype)), axes)
         return cls(rebox_reduced(weight, g, values.ndim, axes), rebox(weight, v.astype(values.dtype)), axes)
 
-    def weight(self) -> Any:
+    def weight(self) -> Leaf:
         """`g * v / ||v||`, of the shape and dtype of `v`, in a box where `v` is in one.
 
         Raises:
@@ -119,7 +140,7 @@ class WeightNorm:
         factor = scale(g, v.astype(norm_dtype(v.dtype)), self.axes, self.axis_names)
         return rebox(self.v, _product(g, v, factor))
 
-    def factors(self) -> tuple[Any, Any]:
+    def factors(self) -> tuple[Leaf, jax.Array]:
         """`(v, g / ||v||)`: `v` as stored, and one number a feature, in float32 at least. Raises as `weight` does."""
         g, v = self._arrays()
         return self.v, scale(g, v.astype(norm_dtype(v.dtype)), self.axes, self.axis_names)
@@ -139,7 +160,7 @@ class WeightNorm:
         return jnp.asarray(g, norm_dtype(v.dtype)), jnp.asarray(v)
 
 
-def canonical_axes(axes: int | Iterable[int], shape: tuple[int, ...]) -> tuple[int, ...]:
+def canonical_axes(axes: Axes, shape: Shape) -> tuple[int, ...]:
     """`axes` of an array of `shape` as a sorted tuple of negative ints."""
     ndim = len(shape)
     try:
@@ -169,7 +190,7 @@ def _product(g: jax.Array, v: jax.Array, scale: jax.Array) -> jax.Array:
     return (v.astype(scale.dtype) * scale + zero).astype(v.dtype)
 
 
-def _split(weight: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+def _magnitude_and_direction(weight: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """`g` and `v` of a weight, as `WeightNorm.from_weight` documents them."""
     v, power, zero = _into_range(weight, axes)
     if isinstance(zero, jax.core.Tracer):

@@ -6,12 +6,14 @@ In float32 at least, without an epsilon, and finite wherever the result is.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-Names = tuple[str, ...] | None
+Names: TypeAlias = tuple[str, ...] | None
+"""The mesh axes that a norm's axes are sharded over, in a manual region; `None` where nobody said."""
 
 
 def norm(v: jax.Array, axes: tuple[int, ...], names: Names = None) -> tuple[jax.Array, jax.Array]:
@@ -24,9 +26,9 @@ def norm(v: jax.Array, axes: tuple[int, ...], names: Names = None) -> tuple[jax.
     return _norm(v, axes, names or ())
 
 
-def norm_dtype(dtype: Any) -> Any:
+def norm_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The dtype in which norms of arrays of `dtype` are computed: float32, and float64 for float64."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32)
 
 
 def scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
@@ -68,7 +70,7 @@ def _jitted_scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tupl
     return _scale_inverse_length(g, v, axes, names)[0]
 
 
-Three = tuple[jax.Array, jax.Array, jax.Array]
+Three: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -84,7 +86,10 @@ def _scale_inverse_length(g: jax.Array, v: jax.Array, axes: tuple[int, ...], nam
 
 @_scale_inverse_length.defjvp
 def _scale_inverse_length_jvp(
-    axes: tuple[int, ...], names: tuple[str, ...], primals: tuple[jax.Array, jax.Array], tangents: Any
+    axes: tuple[int, ...],
+    names: tuple[str, ...],
+    primals: tuple[jax.Array, jax.Array],
+    tangents: tuple[jax.Array, jax.Array],
 ) -> tuple[Three, Three]:
     """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||; the same for g = 1; and d||v|| = d.dv.
 

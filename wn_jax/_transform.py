@@ -1,6 +1,7 @@
-"""The tree side: putting nodes into a parameter tree, and getting plain weights out of it.
+"""The four verbs on a parameter tree: `reparameterize`, `reconstruct`, `kernel_axes`, `labels`.
 
-This file owns paths, the choice of leaves and the errors about them; what a node computes is `_node`'s.
+This file owns the choice of leaves and the errors about it. Paths and leaves are `_tree`'s; what a node computes is
+`_node`'s.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,12 @@ import jax.numpy as jnp
 from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._tree import abstract_weight, did_you_mean, flatten, listed, rebuild
-from wn_jax._types import Axes, AxesRule
+from wn_jax._types import Axes, AxesRule, Leaf, Params, PyTree
+
+Tree = TypeVar("Tree")
 
 
-def reparameterize(params: Any, axes: AxesRule) -> Any:
+def reparameterize(params: Params, axes: AxesRule) -> Params:
     """A copy of `params` in which the chosen weights are `WeightNorm` nodes, of the same function.
 
     Arguments:
@@ -57,13 +60,12 @@ def reparameterize(params: Any, axes: AxesRule) -> Any:
         raise ValueError(
             f"two leaves of params have the path {duplicates[0]!r}; rename one of the keys that contain '/'"
         )
-    new = [
+    return treedef.unflatten(
         _node_of(path, leaf, chosen[path]) if path in chosen else leaf for path, leaf in zip(paths, leaves, strict=True)
-    ]
-    return jax.tree_util.tree_unflatten(treedef, new)
+    )
 
 
-def reconstruct(tree: Any) -> Any:
+def reconstruct(tree: Tree) -> Tree:
     """The plain tree: every node replaced by its weight, innermost first. Inside or outside `jit`.
 
     Fold a trained model with it once, for serving or export; `wrap` does it in each call. A tree without nodes
@@ -79,13 +81,12 @@ def reconstruct(tree: Any) -> Any:
     >>> reconstruct(reparameterize(params, kernel_axes(params)))["kernel"].shape
     (3, 2)
     """
-    leaves = jax.tree_util.tree_leaves(tree, is_leaf=is_node)
-    if not any(is_node(leaf) for leaf in leaves):
-        return tree
-    return jax.tree_util.tree_map(rebuild, tree, is_leaf=is_node)
+    if not any(map(is_node, jax.tree.leaves(tree, is_leaf=is_node))):
+        return tree  # itself, with containers that JAX would make anew
+    return jax.tree.map(rebuild, tree, is_leaf=is_node)
 
 
-def kernel_axes(params: Any) -> dict[str, tuple[int, ...]]:
+def kernel_axes(params: Params) -> dict[str, tuple[int, ...]]:
     """Axes by Flax's naming: each leaf named `kernel` with two axes or more, reduced over all of them but the last.
 
     Right for `nn.Dense` and `nn.Conv`, and a guess from a name. It is wrong for attention projections
@@ -99,13 +100,12 @@ def kernel_axes(params: Any) -> dict[str, tuple[int, ...]]:
     {'Conv_0/kernel': (-4, -3, -2)}
     """
     paths, leaves, _ = flatten(params)
-    ranks = {
-        path: jnp.ndim(_array_of(leaf)) for path, leaf in zip(paths, leaves, strict=True) if _is_kernel(path, leaf)
-    }
+    kernels = [(path, leaf) for path, leaf in zip(paths, leaves, strict=True) if _is_kernel(path, leaf)]
+    ranks = {path: jnp.ndim(_array_of(leaf)) for path, leaf in kernels}
     return {path: tuple(range(-rank, -1)) for path, rank in ranks.items() if rank >= 2}
 
 
-def labels(params: Any) -> Any:
+def labels(params: PyTree) -> PyTree:
     """The structure of `params` with `'g'`, `'v'` or `'other'` at each leaf, for `optax.partition` and masks.
 
     Works on every tree of that structure, gradients and shapes included.
@@ -115,18 +115,18 @@ def labels(params: Any) -> Any:
     {'bias': 'other', 'kernel': WeightNorm(g='g', v='v', axes=(-2,))}
     """
 
-    def fill(tree: Any, label: str) -> Any:
-        return jax.tree_util.tree_map(lambda _: label, tree)
+    def fill(half: PyTree, label: str) -> PyTree:  # a half may be a box, or a node of its own
+        return jax.tree.map(lambda _: label, half)
 
-    def label(x: Any) -> Any:
+    def label(x: Leaf) -> Leaf:
         if isinstance(x, WeightNorm):
             return dataclasses.replace(x, g=fill(x.g, "g"), v=fill(x.v, "v"))
         return "other"
 
-    return jax.tree_util.tree_map(label, params, is_leaf=lambda x: isinstance(x, WeightNorm))
+    return jax.tree.map(label, params, is_leaf=lambda x: isinstance(x, WeightNorm))
 
 
-def _choose(axes: Any, paths: list[str], leaves: list[Any]) -> dict[str, Axes]:
+def _choose(axes: AxesRule, paths: list[str], leaves: list[Leaf]) -> dict[str, Axes]:
     """The axes of each leaf that was chosen."""
     if isinstance(axes, Mapping):
         unknown = [path for path in axes if path not in paths]
@@ -143,8 +143,10 @@ def _choose(axes: Any, paths: list[str], leaves: list[Any]) -> dict[str, Axes]:
     return {path: answer for path, answer in answers if answer is not None}
 
 
-def _unknown_paths(unknown: list[Any], paths: list[str]) -> str:
-    def line(path: Any) -> str:
+def _unknown_paths(unknown: list[str], paths: list[str]) -> str:
+    """The message about paths that `params` does not have."""
+
+    def line(path: object) -> str:
         if not isinstance(path, str):
             return f"{path!r} (a path is a string such as 'params/Dense_0/kernel')"
         return repr(path) + did_you_mean(path, paths)
@@ -153,18 +155,18 @@ def _unknown_paths(unknown: list[Any], paths: list[str]) -> str:
     return f"axes name leaves that params does not have: {shown}. Its leaves are {listed(paths)}."
 
 
-def _array_of(leaf: Any) -> Any:
-    """What a rule over leaves sees: the value in a box, and for a node the shape and dtype of its weight."""
+def _array_of(leaf: Leaf) -> Leaf:
+    """The leaf as a rule over leaves sees it: the value in a box; of a node the shape and dtype of its weight."""
     if isinstance(leaf, WeightNorm):
         return _array_of(leaf.v)
     return unbox(abstract_weight(leaf)[0]) if is_node(leaf) else unbox(leaf)
 
 
-def _is_kernel(path: str, leaf: Any) -> bool:
+def _is_kernel(path: str, leaf: Leaf) -> bool:
     return path.rsplit("/", 1)[-1] == "kernel" and hasattr(_array_of(leaf), "shape")
 
 
-def _node_of(path: str, leaf: Any, axes: Axes) -> WeightNorm:
+def _node_of(path: str, leaf: Leaf, axes: Axes) -> WeightNorm:
     """The node for one leaf, or an error that says which leaf is meant."""
     array = unbox(leaf)
     if is_node(leaf):

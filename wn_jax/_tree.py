@@ -1,39 +1,43 @@
 """Trees: paths and leaves, what a leaf is, and the weights of the nodes in a tree.
 
-This file owns how wn_jax walks a parameter tree. Which leaves become nodes is `_transform`'s, what a node computes is
+This file owns how wn_jax walks a parameter tree. Which leaves become nodes is `_transform`'s; what a node computes is
 `_node`'s.
 """
 
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import TypeGuard
 
 import jax
+import jax.core
 import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding
 
 from wn_jax._boxes import is_box
-from wn_jax._node import is_node
+from wn_jax._node import Node, is_node
+from wn_jax._types import KeyPath, Leaf, Params, PyTree, TreeDef
 
 
-def leaf_path(path: tuple[Any, ...]) -> str:
+def leaf_path(path: KeyPath) -> str:
     """A key path as the one string that wn_jax uses for it."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def flatten(params: Any) -> tuple[list[str], list[Any], Any]:
+def flatten(params: Params) -> tuple[list[str], list[Leaf], TreeDef]:
     """Paths and leaves of `params`; a node and a box count as leaves."""
     pairs, treedef = flatten_with_keys(params)
     return [leaf_path(path) for path, _ in pairs], [leaf for _, leaf in pairs], treedef
 
 
-def flatten_with_keys(params: Any) -> tuple[list[tuple[tuple[Any, ...], Any]], Any]:
+def flatten_with_keys(params: Params) -> tuple[list[tuple[KeyPath, Leaf]], TreeDef]:
     """The same, with key paths as JAX has them."""
-    return jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: is_node(x) or is_box(x))
+    return jax.tree.flatten_with_path(params, is_leaf=lambda x: is_node(x) or is_box(x))
 
 
 def did_you_mean(path: str, paths: list[str]) -> str:
-    """A guess at which of `paths` was meant, to be put behind the path; or nothing."""
+    """A guess at which of `paths` was meant, to be put behind the path in a message; or nothing."""
+    # A `params/` too many or too few is the likely slip, and difflib does not rank it first.
     moved = [other for other in paths if other.split("/", 1)[-1] == path or path.split("/", 1)[-1] == other]
     close = moved or difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, close[:3]))}?)" if close else ""
@@ -41,17 +45,16 @@ def did_you_mean(path: str, paths: list[str]) -> str:
 
 def listed(paths: list[str]) -> str:
     """The first of these paths, for a message."""
-    return (
-        ", ".join(map(repr, paths[:8])) + (f" and {len(paths) - 8} more" if len(paths) > 8 else "") if paths else "none"
-    )
+    shown = ", ".join(map(repr, paths[:8])) or "none"
+    return f"{shown} and {len(paths) - 8} more" if len(paths) > 8 else shown
 
 
-def is_array(x: Any) -> bool:
+def is_array(x: Leaf) -> TypeGuard[jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct]:
     """Whether `x` is an array of JAX or NumPy, or the shape of one."""
     return isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
-def check_has_numbers(name: str, value: Any) -> None:
+def check_has_numbers(name: str, value: Leaf) -> None:
     """Raises where an array is abstract, or out of this process's reach."""
     if isinstance(value, (jax.ShapeDtypeStruct, jax.core.Tracer)):
         raise ValueError(f"{name!r} is abstract and holds no numbers; call this outside of jit and eval_shape")
@@ -61,51 +64,47 @@ def check_has_numbers(name: str, value: Any) -> None:
         )
 
 
-def sharding_of(target: Any) -> Any:
-    """Where an array that takes the target's place must go, or None where it may stay.
-
-    An array that sits where JAX put it, and was put nowhere, stays free to move; the devices of an abstract mesh are
-    not known.
-    """
+def sharding_of(target: Leaf) -> Sharding | None:
+    """Where an array that takes the target's place must go, or None where it may stay."""
     sharding = getattr(target, "sharding", None)
+    # An array that was put nowhere is free to move; and the devices of an abstract mesh are not known.
     free = not getattr(target, "committed", True)
-    abstract = isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh)
+    abstract = isinstance(getattr(sharding, "mesh", None), AbstractMesh)
     return None if free or abstract else sharding
 
 
-def rebuild(x: Any) -> Any:
-    """The weight of a node, after those of the nodes inside it."""
-    if not is_node(x):
-        return x
-    return with_plain_children(x).weight()
+def rebuild(x: Leaf) -> Leaf:
+    """The weight of a node, after those of the nodes inside it; anything else as it is."""
+    return with_plain_children(x).weight() if is_node(x) else x
 
 
-def with_plain_children(node: Any) -> Any:
+def with_plain_children(node: Node) -> Node:
     """A node, after the nodes inside it were rebuilt."""
     _check_is_pytree(node)
-    return jax.tree_util.tree_map(rebuild, node, is_leaf=lambda x: x is not node and is_node(x))
+    return jax.tree.map(rebuild, node, is_leaf=lambda x: x is not node and is_node(x))
 
 
-def abstract_weight(node: Any) -> tuple[Any, Any]:
+def abstract_weight(node: Node) -> tuple[Leaf, jax.ShapeDtypeStruct]:
     """The shape and dtype of a node's weight, in the weight's box, and those of its scale."""
 
-    def parts(node: Any) -> tuple[Any, Any]:
+    def weight_and_scale(node: Node) -> tuple[Leaf, jax.Array]:
         node = with_plain_children(node)
-        return node.weight(), node.factors()[1]
+        _, scale = node.factors()
+        return node.weight(), scale
 
     _check_is_pytree(node)
-    return jax.tree_util.tree_map(_in_mesh, jax.eval_shape(parts, node))
+    return jax.tree.map(_in_mesh, jax.eval_shape(weight_and_scale, node))
 
 
-def _in_mesh(x: Any) -> Any:
-    """With its mesh, which `jax.eval_shape` drops where not all axes are manual; without it no trace takes it."""
+def _in_mesh(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The same with its mesh, which `jax.eval_shape` drops where not all axes are manual: no trace would take it."""
     mesh = jax.sharding.get_abstract_mesh()
     if x.sharding is None and mesh.manual_axes:
-        return x.update(sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+        return x.update(sharding=NamedSharding(mesh, PartitionSpec()))
     return x
 
 
-def _check_is_pytree(node: Any) -> None:
+def _check_is_pytree(node: PyTree) -> None:
     if jax.tree_util.all_leaves([node]):
         raise TypeError(
             f"{type(node).__name__} has weight() and factors() but is no pytree, so JAX cannot see its arrays; "

@@ -6,7 +6,7 @@ no type can say it: JAX takes any container that it knows as a tree, and framewo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 PyTree: TypeAlias = Any
@@ -20,6 +20,9 @@ Leaf: TypeAlias = Any
 
 KeyPath: TypeAlias = tuple[Any, ...]
 """A path to a leaf as JAX has it: a key (`DictKey`, `GetAttrKey`, ...) for each container on the way."""
+
+TreeDef: TypeAlias = Any
+"""The structure of a tree: a `jax.tree_util.PyTreeDef`, which has no type that checkers know."""
 
 Shape: TypeAlias = tuple[int, ...]
 """The sizes of an array's axes."""
@@ -35,6 +38,3 @@ Specs: TypeAlias = Any
 
 Scale: TypeAlias = Literal["auto", "weight", "output"]
 """Where `wrap` applies the scale `g / ||v||`."""
-
-FeatureAxes: TypeAlias = int | Sequence[int] | None
-"""The axes over which Flax's own weight normalization does not run."""
