@@ -1,3 +1,1 @@
-from wn_jax.optim._directions import (
-    ProjectDirectionsState as ProjectDirectionsState,  # pickles of version 0.1 name this module
-)
+from wn_jax.optim._directions import ProjectDirectionsState as ProjectDirectionsState  # noqa: D100 (for pickles of 0.1)

@@ -1,1 +1,1 @@
-from wn_jax.nnx._mean_only import MeanOnlyBatchNorm as MeanOnlyBatchNorm  # pickles of version 0.1 name this module
+from wn_jax.nnx._mean_only import MeanOnlyBatchNorm as MeanOnlyBatchNorm  # noqa: D100 (for pickles of 0.1)

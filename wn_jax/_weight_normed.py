@@ -1,1 +1,1 @@
-from wn_jax.nnx._weight_normed import WeightNormed as WeightNormed  # pickles of version 0.1 name this module
+from wn_jax.nnx._weight_normed import WeightNormed as WeightNormed  # noqa: D100 (for pickles of 0.1)
