@@ -1,1 +1,1 @@
-from wn_jax.optim._directions import ProjectDirectionsState as ProjectDirectionsState  # noqa: D100 (for pickles of 0.1)
+from wn_jax.optim._directions import ProjectDirectionsState as ProjectDirectionsState  # for pickles of version 0.1

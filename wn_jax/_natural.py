@@ -1,1 +1,1 @@
-from wn_jax.curvature._natural import NaturalGradient as NaturalGradient  # noqa: D100 (for pickles of 0.1)
+from wn_jax.curvature._natural import NaturalGradient as NaturalGradient  # for pickles of version 0.1

@@ -1,1 +1,1 @@
-from wn_jax.nnx._mean_only import MeanOnlyBatchNorm as MeanOnlyBatchNorm  # noqa: D100 (for pickles of 0.1)
+from wn_jax.nnx._mean_only import MeanOnlyBatchNorm as MeanOnlyBatchNorm  # for pickles of version 0.1

@@ -1,1 +1,1 @@
-from wn_jax._program.notes import Reason as Reason  # noqa: D100 (for pickles of 0.1)
+from wn_jax._program.notes import Reason as Reason  # for pickles of version 0.1

@@ -1,1 +1,1 @@
-from wn_jax.torch._layouts import Array as Array  # noqa: D100 (for pickles of 0.1)
+from wn_jax.torch._layouts import Array as Array  # for pickles of version 0.1
