@@ -6,61 +6,12 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from experiments import data
 from experiments.config.conditioning import ConditioningConfig
+from experiments.data import DataConfig
 from experiments.devices.mesh import MeshConfig
 from experiments.optimizers import OptimizerConfig
 from experiments.schema import Count, CountOrZero, Fraction, Name, Table, distinct, several, unknown
 from experiments.tasks import AnyModelConfig
-
-
-class DataConfig(Table):
-    """The data set, and how many examples a step sees.
-
-    `dir` is where it lies (default: the environment variable WN_JAX_DATA, else where `fetch` puts it). Only the first
-    `train_examples` and `test_examples` are used, where given. The last `validation` training examples are left out
-    of training and stand in for the test set, to choose hyperparameters on; `whiten` is ZCA, fitted on all the others.
-
-    `binarize` makes pixels from 0 to 1 black or white, at random with the grey value as probability: "fixed" once and
-    for all, "dynamic" only those that are held out, so that training draws its own anew each time.
-
-    Of `text`, an example is a `window` of bytes, and `path` the file (default: the source of Python's standard
-    library).
-    """
-
-    name: str
-    batch_size: Count
-    dir: str | None = None
-    path: str | None = None
-    window: Count = 256
-    whiten: bool = False
-    binarize: Literal["none", "fixed", "dynamic"] = "none"
-    train_examples: Count | None = None
-    test_examples: Count | None = None
-    validation: CountOrZero = 0
-
-    @pydantic.model_validator(mode="after")
-    def _one_held_out_set(self) -> DataConfig:
-        if self.validation and self.test_examples:
-            raise ValueError("test_examples has no meaning with validation examples, which stand in for the test set")
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _keys_have_a_meaning(self) -> DataConfig:
-        others = ("dir", "whiten", "binarize") if self.name == "text" else ("path", "window")
-        for key in others:
-            if key in self.model_fields_set and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} has no meaning for {self.name}; leave it out")
-        if self.whiten and self.binarize != "none":
-            raise ValueError("whiten makes of pixels other numbers than the 0 to 1 of binarize; leave one out")
-        return self
-
-    @pydantic.field_validator("name")
-    @classmethod
-    def _is_known(cls, name: str) -> str:
-        if name not in data.NAMES:
-            raise ValueError(unknown("data set", name, data.NAMES))
-        return name
 
 
 class TrainConfig(Table):

@@ -15,7 +15,8 @@ import requests
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from experiments.data import SOURCES, files, text
+from experiments.data import files, text
+from experiments.data.names import SOURCES
 from experiments.data.source import Download, Source
 from experiments.errors import ConfigError
 from experiments.schema import unknown

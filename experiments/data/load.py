@@ -1,65 +1,33 @@
-"""Data sets, and the order in which training sees them.
+"""Loading the data set that a config names: read, cut to the examples that are used, whitened or made black and white.
 
-A data set with labels is a module that says what `Source` it is, and its line in `SOURCES`. Text is windows of bytes.
+What is loaded is kept, as the arms of an experiment share it. How a set's files are read, its own file says.
 """
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.data import files, text
-from experiments.data.batches import batch_indices
 from experiments.data.binarize import binarized
-from experiments.data.cifar10 import CIFAR10
-from experiments.data.digits import DIGITS
-from experiments.data.linear import LINEAR
-from experiments.data.mnist import MNIST
-from experiments.data.source import Raw, Source
+from experiments.data.config import DataConfig
+from experiments.data.dataset import Dataset
+from experiments.data.names import SOURCES
+from experiments.data.source import Raw
 from experiments.data.whitening import zca
 from experiments.errors import ConfigError
 
-if TYPE_CHECKING:  # the config asks this module which names there are
-    from experiments.config.experiment import DataConfig
-
-__all__ = ["NAMES", "SOURCES", "Dataset", "batch_indices", "load"]
-
-SOURCES: dict[str, Source] = {source.name: source for source in (DIGITS, MNIST, CIFAR10, LINEAR)}
-NAMES = (*SOURCES, text.NAME)
 _BYTES_AT_A_TIME = 2**15  # of text, in evaluation
-
-
-class Dataset(NamedTuple):
-    """Arrays with the examples along their first axis.
-
-    Those are "x" in float32, and "y", labels in int32 or targets in float32; or of text, "tokens" in uint8.
-    `held_out_name` is "test" or "validation". Experiments share the arrays, which cannot be written. Where they are
-    `mapped`, they lie in a file that may be larger than memory. `at_a_time` examples are evaluated together. `digest`
-    tells one text from another; the files of other data sets are checked where they are read.
-    """
-
-    train: dict[str, np.ndarray]
-    held_out: dict[str, np.ndarray]
-    held_out_name: str
-    classes: int
-    mapped: bool = False
-    at_a_time: int = 500
-    digest: str = ""
-
-    @property
-    def examples(self) -> int:
-        """How many there are to train on."""
-        return len(next(iter(self.train.values())))
 
 
 def load(config: DataConfig) -> Dataset:
     """The data set that `config` names, cut to the examples that it asks for, and whitened.
 
     The last `validation` training examples of the whole set are the held-out ones in place of the test set, whatever
-    `train_examples` is; training sees the first `train_examples` of the others. Whitening is fitted on all the others:
+    `train_examples` is. Training sees the first `train_examples` of the others. Whitening is fitted on all the others:
     from a few thousand images, ZCA of 3,072 pixels would blow up the directions that these hardly vary in.
 
     Raises:
@@ -72,8 +40,8 @@ def load(config: DataConfig) -> Dataset:
         dataset = _prepared(files.folders(config.dir), cuts, config.whiten, config.binarize)
     keys = {"train_examples": config.train_examples, "validation": config.validation}
     reasons = ", ".join(f"data.{key} = {value}" for key, value in keys.items() if value)
-    what = f"training examples of {config.name}" + (f" ({reasons})" if reasons else "")
-    _check_at_most("batch_size", config.batch_size, dataset.examples, what)
+    available = f"training examples of {config.name}" + (f" ({reasons})" if reasons else "")
+    _check_at_most("batch_size", config.batch_size, dataset.examples, available)
     return dataset
 
 
@@ -81,9 +49,16 @@ class _Cuts(NamedTuple):
     """Which examples of a data set are used."""
 
     name: str
+    """The data set."""
+
     train: int | None
+    """How many are trained on, or all."""
+
     test: int | None
+    """How many are tested on, or all."""
+
     validation: int
+    """How many of the training examples stand in for the test set."""
 
     def left(self, train: int, test: int) -> int:
         """How many training examples are left, where there are so many of each.
@@ -105,16 +80,18 @@ class _Cuts(NamedTuple):
     def of(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The examples to train on, and those that are held out."""
         left = len(train) - self.validation
-        return train[:left][: self.train], train[left:] if self.validation else test[: self.test]
+        held_out = train[left:] if self.validation else test[: self.test]
+        return train[:left][: self.train], held_out
 
     @property
     def held_out_name(self) -> str:
         return "validation" if self.validation else "test"
 
 
+# One set, not all: CIFAR-10 takes 180 MB.
 @functools.lru_cache(maxsize=1)
 def _raw(name: str, folders: tuple[Path, ...]) -> Raw:
-    """All of a data set; the arms of an experiment take slices of it one after the other."""
+    """All of a data set. The arms of an experiment take slices of it one after the other."""
     source = SOURCES[name]
     raw = source.read(files.opener(source, folders))
     for array in raw[:4]:
@@ -124,36 +101,47 @@ def _raw(name: str, folders: tuple[Path, ...]) -> Raw:
 
 @functools.cache
 def _prepared(folders: tuple[Path, ...], cuts: _Cuts, whiten: bool, binarize: str) -> Dataset:
+    """A data set with labels or targets, from the first of the folders that has it."""
     raw = _raw(cuts.name, folders)
     left = cuts.left(len(raw.train_y), len(raw.test_y))
     train_y, held_out_y = cuts.of(raw.train_y, raw.test_y)
     train_x, held_out_x = map(raw.scale, cuts.of(raw.train_x, raw.test_x))
+
     if whiten:
         whitening = zca(raw.train_x[:left], scale=raw.scale)
         train_x, held_out_x = whitening.apply(train_x), whitening.apply(held_out_x)
+
     if binarize != "none":
         drawn = cuts.of(*_black_and_white(raw, cuts, of_training=binarize == "fixed"))
         train_x, held_out_x = drawn if binarize == "fixed" else (train_x, drawn[1])
+
     for array in (train_x, held_out_x):
         array.setflags(write=False)
     return Dataset({"x": train_x, "y": train_y}, {"x": held_out_x, "y": held_out_y}, cuts.held_out_name, raw.classes)
 
 
 def _black_and_white(raw: Raw, cuts: _Cuts, of_training: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The images binarized, as a whole, so that each is the same whatever is cut off; those that are not used, grey."""
-    used = (of_training or cuts.validation > 0, cuts.validation == 0)
-    sets = enumerate(zip((raw.train_x, raw.test_x), used, strict=True))
-    train, test = (binarized(raw.scale(x), cuts.name, seed) if used else x for seed, (x, used) in sets)
+    """The training and the test images, binarized where they are used. Those that are not used stay grey."""
+    train, test = raw.train_x, raw.test_x
+    # Binarized as a whole, so that an image is the same whatever is cut off.
+    if of_training or cuts.validation:
+        train = binarized(raw.scale(train), cuts.name, seed=0)
+    if not cuts.validation:
+        test = binarized(raw.scale(test), cuts.name, seed=1)
     return train, test
 
 
 @functools.cache
 def _windows(path: str | None, window: int, cuts: _Cuts) -> Dataset:
+    """A text, or without a path that of the standard library."""
     train, test = text.read(path, window)
     cuts.left(len(train), len(test))
     train, held_out = cuts.of(train, test)
     return Dataset(
-        *({"tokens": train}, {"tokens": held_out}, cuts.held_out_name, text.SYMBOLS),
+        train={"tokens": train},
+        held_out={"tokens": held_out},
+        held_out_name=cuts.held_out_name,
+        classes=text.SYMBOLS,
         mapped=path is not None,
         at_a_time=max(1, _BYTES_AT_A_TIME // window),
         digest=text.digest(path),
@@ -161,5 +149,10 @@ def _windows(path: str | None, window: int, cuts: _Cuts) -> Dataset:
 
 
 def _check_at_most(key: str, wanted: int | None, available: int, what: str) -> None:
+    """Check that no more examples are wanted than there are.
+
+    Raises:
+        ConfigError: more are wanted.
+    """
     if wanted is not None and wanted > available:
         raise ConfigError(f"data.{key}: {wanted} is more than the {available} {what}; set it to {available} or less")

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-import experiments.data as data
+from experiments.data.load import _prepared, _raw
 
 
 @dataclasses.dataclass
@@ -26,5 +26,5 @@ def own_folders(tmp_path, monkeypatch):
     """No data of the user's, and nothing kept from another test."""
     monkeypatch.delenv("WN_JAX_DATA", raising=False)
     monkeypatch.setenv("WN_JAX_CACHE", str(tmp_path / "cache"))
-    data._raw.cache_clear()
-    data._prepared.cache_clear()
+    _raw.cache_clear()
+    _prepared.cache_clear()

@@ -13,6 +13,7 @@ import pytest
 
 import experiments.data as data
 from experiments.data import cifar10, mnist
+from experiments.data.load import _prepared, _raw
 from experiments.data.source import Download, File
 from experiments.errors import ConfigError
 from tests.experiments.data_sets import Config, own_folders  # noqa: F401
@@ -115,8 +116,8 @@ def test_gzipped_files_are_the_plain_ones(name, provide):
     for path in others:
         Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
-    data._raw.cache_clear()
-    data._prepared.cache_clear()
+    _raw.cache_clear()
+    _prepared.cache_clear()
     again = load(name, folder)
     assert again.train["x"] is not plain.train["x"]
     for key in ("x", "y"):

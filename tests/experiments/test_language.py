@@ -13,6 +13,7 @@ import pytest
 from experiments import data, tasks
 from experiments.config import toml_file
 from experiments.data import text
+from experiments.data.load import _windows
 from experiments.devices import mesh
 from experiments.devices.placement import Placement
 from experiments.engine import training
@@ -234,7 +235,7 @@ def test_a_run_does_not_go_on_with_another_text(tmp_path):
     assert invoke(*command).exit_code == 0
     assert invoke(*command, "--resume").exit_code == 0
     path.write_bytes(b"To be, or not to sea: " * 100)
-    data._windows.cache_clear()  # a resumed run is another process
+    _windows.cache_clear()  # a resumed run is another process
     assert "holds a run on another text than data.path" in fails(*command, "--resume")
 
 

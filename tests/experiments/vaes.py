@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import experiments.data as data
 from experiments.config import toml_file
+from experiments.data import names as data
 from experiments.data.source import Raw, Source
 from tests.experiments.commands import ROOT
 
