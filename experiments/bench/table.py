@@ -1,12 +1,9 @@
-"""The results for people: tables for the terminal and for Markdown."""
+"""The results for people: tables of cells, and these as Markdown. The command line draws them for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import rich.box
-from rich.table import Table
 
 from experiments.bench.measure import Cell, Result
 
@@ -30,14 +27,14 @@ WAYS = {
     "each time": "norm each microbatch",
     "folded": "folded",
 }
-"""The other arms of wn_jax, likewise."""
+"""The other arms of wn_jax, and the names of their columns."""
 
 _NAMED = ("jax", "flax", "equinox", "paramax", "torch")
 _HEAD = ("row", "plain ms", "bound")
 
 
 def times(results: Sequence[Result]) -> list[list[str]]:
-    """The ratio of times to the library's own plain model; of wn_jax and the control, also their middle halves."""
+    """The ratio of times to the library's own plain model. Of wn_jax and the control, also their middle halves."""
     shown = [name for name in LIBRARIES if any(name in result.cells for result in results)]
     head = [*_HEAD, *(LIBRARIES[name] for name in shown), "control"]
     rows = [
@@ -63,7 +60,7 @@ def ways(results: Sequence[Result]) -> list[list[str]]:
 
 
 def costs(results: Sequence[Result]) -> list[list[str]]:
-    """What else the libraries cost: compilation, memory, the deviation from float64; and examples a second."""
+    """The other costs of the libraries: compilation, memory, the deviation from float64; and examples a second."""
     shown = [name for name in LIBRARIES if any(name in result.cells for result in results)]
     figures: tuple[tuple[str, Callable[[Cell], str]], ...] = (
         ("compile", lambda cell: "-" if cell.compile_ratio is None else f"{cell.compile_ratio:.2f}"),
@@ -89,19 +86,12 @@ def markdown(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows))
 
 
-def terminal(cells: Sequence[Sequence[str]], caption: str) -> Table:
-    """The same for the terminal."""
-    head, *rows = cells
-    view = Table(caption=caption, box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
-    for i, column in enumerate(head):
-        view.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        view.add_row(*row)
-    return view
-
-
 def where(facts: dict[str, Any]) -> str:
-    """Where and when this was measured, in one line; `facts` are the environment's."""
+    """Where and when this was measured, in one line.
+
+    Arguments:
+        facts: the environment's.
+    """
     packages = ", ".join(f"{name} {facts['packages'][name]}" for name in _NAMED if name in facts["packages"])
     memory = ", freed memory kept" if facts.get("freed_memory_kept") else ""
     return f"{facts['started'][:10]}, {packages}, {', '.join(facts['devices'])}, {facts['cpus']} CPU cores{memory}"

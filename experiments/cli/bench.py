@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.progress import Progress, TaskID
 
 from experiments import files
 from experiments.bench import chart, libraries, measure, memory, rows, table
 from experiments.bench.measure import Result
-from experiments.cli import interrupt
+from experiments.cli import interrupt, tables
 from experiments.cli.terminal import console, interruptible, progress_bar, user_errors
 from experiments.environment import environment
 from experiments.errors import ConfigError
@@ -41,17 +43,13 @@ def bench(
         facts = {**environment(_PEERS), "freed_memory_kept": memory.keep()}
         chosen, results = rows.choose(only or (), quick), list[Result]()
         compared = libraries.choose(library or (), quick)
-        _check(out)
+        _check_writable(out)
+        budget = min(seconds, _QUICK_SECONDS) if quick else seconds
         try:
             with progress_bar() as progress:
                 task = progress.add_task("", total=len(chosen))
                 for row in chosen:
-
-                    def on_step(what: str, title: str = row.title) -> None:
-                        interrupt.check()
-                        progress.update(task, description=f"{title}: {what}")
-
-                    budget = min(seconds, _QUICK_SECONDS) if quick else seconds
+                    on_step = functools.partial(_on_step, progress, task, row.title)
                     results.append(measure.measure(row, budget, compared, on_step))
                     progress.advance(task)
                     _write(out, results, facts)
@@ -60,8 +58,18 @@ def bench(
                 _print(results, out, facts)
 
 
-def _check(out: Path) -> None:
-    """That the folder can be written: an error now, not after minutes. What an earlier run left there stays so far."""
+def _on_step(progress: Progress, task: TaskID, title: str, what: str) -> None:
+    """Show what is done next of the row with this title, where a Ctrl-C may stop it."""
+    interrupt.check()
+    progress.update(task, description=f"{title}: {what}")
+
+
+def _check_writable(out: Path) -> None:
+    """Check that the folder can be written: now, not after minutes. What an earlier run left there stays so far.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     probe = out / ".bench"
     try:
         files.write(probe, "")
@@ -72,16 +80,16 @@ def _check(out: Path) -> None:
 
 def _print(results: list[Result], out: Path, facts: dict[str, Any]) -> None:
     caption = "time over the library's own plain model: median of rounds (middle half of them); control: plain again"
-    console.print(table.terminal(table.times(results), caption))
+    console.print(tables.of_cells(table.times(results), caption))
     if table.ways(results):
-        console.print(table.terminal(table.ways(results), "the ways of wn_jax, over plain Linen"))
+        console.print(tables.of_cells(table.ways(results), "the ways of wn_jax, over plain Linen"))
     for name, why in sorted({item for result in results for item in result.missing.items()}):
         console.print(f"no {name}: {why}", soft_wrap=True)
     console.print(f"{table.where(facts)}; written to {out}", soft_wrap=True)
 
 
 def _write(out: Path, results: list[Result], facts: dict[str, Any]) -> None:
-    """All that is known so far."""
+    """Write all that is known so far."""
     try:
         files.write(out / "bench.json", json.dumps(_report(results, facts), indent=1) + "\n")
         files.write(out / "bench.md", _page(results, facts))
@@ -105,5 +113,5 @@ def _report(results: list[Result], facts: dict[str, Any]) -> dict[str, Any]:
 
 def _page(results: list[Result], facts: dict[str, Any]) -> str:
     """All tables as Markdown."""
-    tables = (table.times(results), table.ways(results), table.costs(results))
-    return "\n\n".join([table.where(facts), *(table.markdown(cells) for cells in tables if cells)]) + "\n"
+    found = (table.times(results), table.ways(results), table.costs(results))
+    return "\n\n".join([table.where(facts), *(table.markdown(cells) for cells in found if cells)]) + "\n"

@@ -1,10 +1,17 @@
-"""What commands take: arguments and options that several of them share."""
+"""Arguments and options that several commands share, each said once.
+
+A command may take a dataclass of options, and `app` gives it one option for each field.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -21,18 +28,72 @@ ArmName = Annotated[str | None, typer.Option("--arm", help="Which arm. Default: 
 Out = Annotated[Path | None, typer.Option(help="The run folder. Default: runs/NAME-DATE-TIME.", metavar="FOLDER")]
 
 
-Distributed = Annotated[
-    bool,
-    typer.Option(
-        "--distributed",
-        help="Train together with other processes that are started alike, on all their devices: those of a TPU pod, a "
-        "SLURM step or a Kubernetes job, or those that --coordinator, --processes and --process name.",
-    ),
-]
-Coordinator = Annotated[str | None, typer.Option(help="Where process 0 is to be met.", metavar="ADDRESS:PORT")]
-Processes = Annotated[int | None, typer.Option(help="How many processes there are.", min=1)]
-Process = Annotated[int | None, typer.Option(help="Which of them this is, from 0.", min=0)]
-JoinTimeout = Annotated[int, typer.Option(help="Seconds to wait for the others to join.", min=1)]
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """The options of a command that trains in a run folder."""
+
+    set_: Settings = None
+    out: Out = None
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out from its newest checkpoint, or begin it.")
+    ] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions(RunOptions):
+    """The options of a command that trains, in one process or several."""
+
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files for TensorBoard, too.")] = False
+    distributed: Annotated[
+        bool,
+        typer.Option(
+            "--distributed",
+            help="Train together with other processes that are started alike, on all their devices: those of a TPU "
+            "pod, a SLURM step or a Kubernetes job, or those that --coordinator, --processes and --process name.",
+        ),
+    ] = False
+    coordinator: Annotated[str | None, typer.Option(help="Where process 0 is to be met.", metavar="ADDRESS:PORT")] = (
+        None
+    )
+    processes: Annotated[int | None, typer.Option(help="How many processes there are.", min=1)] = None
+    process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.", min=0)] = None
+    join_timeout: Annotated[int, typer.Option(help="Seconds to wait for the others to join.", min=1)] = 300
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer needs it: in place of a dataclass, it takes each of its fields as an option.
+
+    The options stand where the dataclass stood, in the order of its fields.
+    """
+    parameters = inspect.signature(command, eval_str=True).parameters
+    taken = [part for parameter in parameters.values() for part in _parts(parameter)]
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        def value(parameter: inspect.Parameter) -> Any:
+            if not dataclasses.is_dataclass(parameter.annotation):
+                return given[parameter.name]
+            return parameter.annotation(**{part.name: given[part.name] for part in _parts(parameter)})
+
+        command(**{name: value(parameter) for name, parameter in parameters.items()})
+
+    # Typer reads the one for names and defaults, and the other for types.
+    with_options.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {part.name: part.annotation for part in taken}
+    return with_options
+
+
+def _parts(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
+    """The parameters in the place of one, all of them given by name."""
+    kind = parameter.annotation
+    if not dataclasses.is_dataclass(kind):
+        yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        return
+    types = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        yield inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name]
+        )
 
 
 def one_arm(experiment: Experiment, arm: str | None, config_file: Path) -> Experiment:

@@ -1,4 +1,4 @@
-"""The command that measures what the engine costs."""
+"""The command `overhead`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from experiments.bench import overhead, table
+from experiments.bench import overhead as measuring
+from experiments.bench import table
 from experiments.cli import interrupt
 from experiments.cli.options import ArmName, ConfigFile, Settings, one_arm
 from experiments.cli.terminal import about_config, console, interruptible, user_errors
@@ -15,7 +16,7 @@ from experiments.config import toml_file
 from experiments.environment import environment
 
 
-def measure_overhead(
+def overhead(
     config_file: ConfigFile,
     set_: Settings = None,
     arm: ArmName = None,
@@ -25,7 +26,7 @@ def measure_overhead(
     with user_errors(), interruptible(lambda: "interrupted"):
         experiment = one_arm(toml_file.load(config_file, set_ or ()), arm, config_file)
         with about_config(config_file):
-            found = overhead.measure(experiment, rounds, interrupt.check)
+            found = measuring.measure(experiment, rounds, interrupt.check)
         console.print(
             f"bare step {statistics.median(found.bare):.2f} ms, engine {statistics.median(found.engine):.2f} ms, "
             f"ratio {found.ratio():.3f} (medians over {rounds} rounds of {experiment.train.record_every} steps)"

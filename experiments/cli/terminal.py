@@ -1,4 +1,4 @@
-"""What the command line shows: progress, and errors as one message."""
+"""The terminal: its console, bars of progress, and errors as one message."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def progress_bar() -> Progress:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """What is wrong with the input becomes a message and exit code 2, a run that had to stop code 1."""
+    """Turn an error in the input into a message and exit code 2, and a run that had to stop into code 1."""
     try:
         yield
     except (ConfigError, RunError) as error:
@@ -40,7 +40,7 @@ def user_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def about_config(config_file: Path) -> Iterator[None]:
-    """Errors in here are those of a config file."""
+    """Let errors in here name the config file."""
     try:
         yield
     except ConfigError as error:
@@ -49,7 +49,7 @@ def about_config(config_file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def interruptible(message: Callable[[], str]) -> Iterator[None]:
-    """A Ctrl-C ends the program, with this message."""
+    """Let a Ctrl-C end the program with this message."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`python -m experiments tpu-compile`: plain against weight norm, in the TPU compiler's words."""
+"""The command `tpu-compile`: plain against weight norm, in the TPU compiler's words."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import rich.box
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from experiments import files
-from experiments.cli import interrupt
+from experiments.cli import interrupt, tables
 from experiments.cli.options import ArmName, ConfigFile, Settings, one_arm
 from experiments.cli.terminal import about_config, console, interruptible, user_errors
 from experiments.config import toml_file
@@ -49,7 +48,7 @@ def tpu_compile(
         experiment = one_arm(toml_file.load(config_file, set_ or ()), arm, config_file)
         (config,) = experiment.arms.values()
         if json_:
-            _check_writable(json_)  # now, not after minutes
+            _check_writable(json_)
         devices = topology.devices(topology_)
         with about_config(config_file):
             arms = {weights: prepare(_with_weights(config, weights), devices) for weights in ARMS}
@@ -67,12 +66,14 @@ def tpu_compile(
 def table(found: dict[str, Compiled], title: str) -> Table:
     """The figures of both, and their ratio."""
     plain, normed = (found[name] for name in ARMS)
-    view = Table(title=escape(title), box=rich.box.SIMPLE_HEAD, show_edge=False, collapse_padding=True)
+    view = tables.plain(escape(title))
     for column in ("", "plain", "weight norm", "ratio"):
         view.add_column(column, justify="right" if column else "left", no_wrap=True)
+
     for name, figure, shown in _ROWS:
         a, b = figure(plain), figure(normed)
         view.add_row(name, shown(a), shown(b), f"{b / a:.3f}" if a else "-")
+
     kinds = dict.fromkeys(own.kind for step in (plain, normed) for own in step.collectives)
     for kind in kinds:
         before, after = (_sent(step, kind) for step in (plain, normed))
@@ -82,7 +83,7 @@ def table(found: dict[str, Compiled], title: str) -> Table:
 
 
 def _with_weights(config: ArmConfig, weights: str) -> ArmConfig:
-    """The arm with its weights written so. How they began has no part in a step."""
+    """The arm with its weights written in this way. How they began has no part in a step."""
     model = config.model.model_copy(update={"weights": weights, "init": "framework"})
     keeps_norms = config.optimizer.keep_norms and weights == "weight_norm"
     optimizer = config.optimizer.model_copy(update={"keep_norms": keeps_norms})
@@ -90,6 +91,11 @@ def _with_weights(config: ArmConfig, weights: str) -> ArmConfig:
 
 
 def _compile(arms: dict[str, Arm]) -> dict[str, Compiled]:
+    """The compiled steps, by the names of the arms.
+
+    Raises:
+        RunError: the compiler refuses one of them; the message names it.
+    """
     found = {}
     with console.status("tracing and lowering") as status:
         seconds = lower(list(arms.values()))
@@ -103,10 +109,12 @@ def _compile(arms: dict[str, Arm]) -> dict[str, Compiled]:
 
 
 def _sent(step: Compiled, kind: str) -> Collective:
+    """The collectives of this kind in a step, which may be none."""
     return next((own for own in step.collectives if own.kind == kind), Collective(kind, 0, 0))
 
 
 def _caption(found: dict[str, Compiled]) -> str:
+    """How the figures were counted, and the versions that they hold for."""
     unknown = max(step.unknown_loops for step in found.values())
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "flax")}
     return (
@@ -119,6 +127,11 @@ def _caption(found: dict[str, Compiled]) -> str:
 
 
 def _check_writable(path: Path) -> None:
+    """Check that the file can be written: now, not after minutes.
+
+    Raises:
+        ConfigError: it cannot.
+    """
     with _file_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -128,6 +141,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _write(path: Path, figures: dict[str, Any]) -> None:
+    """Write all figures, with the environment that they are from."""
     compiler = {"libtpu": importlib.metadata.version("libtpu")}
     with _file_errors(path):
         files.write(path, json.dumps({"environment": environment() | compiler, **figures}, indent=2) + "\n")
@@ -135,6 +149,7 @@ def _write(path: Path, figures: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _file_errors(path: Path) -> Iterator[None]:
+    """Let errors of the file name the remedy."""
     try:
         yield
     except OSError as error:
@@ -153,6 +168,7 @@ def _millions(count: float) -> str:
     return f"{count / 1e6:,.1f} M"
 
 
+# The name of each figure, how it is read from a compiled step, and how it is shown.
 _ROWS: tuple[tuple[str, Callable[[Compiled], float], Callable[[float], str]], ...] = (
     ("parameters", lambda step: step.parameters, _millions),
     ("FLOPs", lambda step: step.flops, _millions),

@@ -1,19 +1,17 @@
-"""Downloading data sets: whole and checked, or not at all."""
+"""Downloading data sets: whole and checked, or not at all. Who shows how far a download is, is the caller's to say."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from experiments.data import files, text
 from experiments.data.names import SOURCES
@@ -24,25 +22,34 @@ from experiments.schema import unknown
 _TIMEOUT = 30  # seconds without a byte
 _HEADERS = {"Accept-Encoding": "identity"}  # the file as it is, not unpacked on the way
 
+Say = Callable[[str], None]
+"""Is told what happens, a line at a time."""
 
-def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = print) -> Path | None:
-    """Download the files of a data set that are missing or damaged; the folder that has them, None if it needs none.
+ProgressBar = Callable[[str], AbstractContextManager[Any]]
+"""Opens a bar for the download of this name, as pooch asks for one: with `total`, `update`, `reset` and `close`."""
+
+
+def no_bar(_name: str) -> AbstractContextManager[Any]:
+    """Nothing in place of a progress bar."""
+    return nullcontext(False)
+
+
+def fetch(name: str, folder: Path | None = None, say: Say = print, bar: ProgressBar = no_bar) -> Path | None:
+    """Download the files of a data set that are missing or damaged.
 
     Arguments:
         name: a key of `SOURCES`.
-        folder: the folder of data sets; the set gets its own in it. By default `WN_JAX_DATA`, else the user's cache.
+        folder: the folder of data sets, in which the set gets its own. By default `WN_JAX_DATA`, else the user's cache.
         say: is told what happens.
+        bar: shows how far each download is.
+
+    Returns:
+        The folder that has the files. None, if the set needs none.
 
     Raises:
         ConfigError: there is no such data set, no mirror serves a whole file, or the folder cannot be written.
     """
-    if name not in SOURCES:
-        if name == text.NAME:
-            raise ConfigError(
-                "text is not fetched: it is the source of Python's standard library, or what data.path names"
-            )
-        raise ConfigError(unknown("data set", name, SOURCES))
-    source = SOURCES[name]
+    source = _source(name)
     if not source.downloads:
         say(f"{name} needs no download")
         return None
@@ -59,7 +66,7 @@ def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = pr
                 continue
             # On the target's file system, where a move is all or nothing.
             with tempfile.TemporaryDirectory(dir=base, prefix=".fetch-") as temporary:
-                _install(_obtain(source, download, Path(temporary), say), target)
+                _install(_obtain(source, download, Path(temporary), say, bar), target)
     except OSError as error:
         raise ConfigError(
             f"{target}: cannot be written: {error}; make room or get permission, or choose another folder, "
@@ -69,7 +76,21 @@ def fetch(name: str, folder: Path | None = None, say: Callable[[str], None] = pr
     return target
 
 
+def _source(name: str) -> Source:
+    """The data set of this name.
+
+    Raises:
+        ConfigError: there is none, or nothing to fetch of it.
+    """
+    if name == text.NAME:
+        raise ConfigError("text is not fetched: it is the source of Python's standard library, or what data.path names")
+    if name not in SOURCES:
+        raise ConfigError(unknown("data set", name, SOURCES))
+    return SOURCES[name]
+
+
 def _whole(source: Source, download: Download, folder: Path) -> bool:
+    """Whether the folder has all files of the download, and none is damaged."""
     try:
         for file in download.files:
             files.read(source, folder, file)
@@ -78,13 +99,13 @@ def _whole(source: Source, download: Download, folder: Path) -> bool:
     return True
 
 
-def _obtain(source: Source, download: Download, folder: Path, say: Callable[[str], None]) -> list[Path]:
+def _obtain(source: Source, download: Download, folder: Path, say: Say, bar: ProgressBar) -> list[Path]:
     """The checked files of `download`, below `folder`, from the first mirror that serves them whole."""
     failures = []
     for url in download.urls:
         say(f"downloading {url}")
         try:
-            content = _retrieve(url, source, download, folder)
+            content = _retrieve(url, source, download, folder, bar)
             return [files.read(source, content, file).path for file in download.files]
         except requests.RequestException as error:  # one of OSError's, but of the mirror, not of the disk
             failures.append(f"  {url}: {_cause(error)}")
@@ -98,19 +119,20 @@ def _obtain(source: Source, download: Download, folder: Path, say: Callable[[str
     )
 
 
-def _retrieve(url: str, source: Source, download: Download, folder: Path) -> Path:
-    """Download and unpack; the folder with the files. What does not have the known checksum, pooch removes."""
+def _retrieve(url: str, source: Source, download: Download, folder: Path, bar: ProgressBar) -> Path:
+    """The folder with the files, downloaded and unpacked. A file without the known checksum, pooch removes."""
     unpack = None
     if download.name.endswith(".tar.gz"):
         unpack = pooch.Untar(members=[f"{source.folder}/{file.name}" for file in download.files], extract_dir=".")
     pooch.get_logger().setLevel(logging.WARNING)  # `say` has said it
-    with _bar(download.name) as bar:
-        downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=2**16, timeout=_TIMEOUT, headers=_HEADERS)
+    with bar(download.name) as progress:
+        downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=2**16, timeout=_TIMEOUT, headers=_HEADERS)
         pooch.retrieve(url, f"md5:{download.md5}", download.name, folder, unpack, downloader)
     return folder / source.folder if unpack else folder
 
 
 def _cause(error: requests.RequestException) -> str:
+    """The reason in a few words."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"HTTP {error.response.status_code} {error.response.reason}"
     # urllib3's own error, and below the pool of connections that it tells of, the reason.
@@ -120,6 +142,7 @@ def _cause(error: requests.RequestException) -> str:
 
 
 def _install(paths: list[Path], target: Path) -> None:
+    """Move whole files to their place."""
     target.mkdir(exist_ok=True)
     for path in paths:
         path.chmod(0o644)  # a download is private to its user, and the folder may be shared
@@ -127,34 +150,3 @@ def _install(paths: list[Path], target: Path) -> None:
         plain = path.name.removesuffix(".gz")
         for damaged in {plain, f"{plain}.gz"} - {path.name}:  # which would be read in place of the new one
             (target / damaged).unlink(missing_ok=True)
-
-
-class _Bar:
-    """What pooch asks of a progress bar."""
-
-    def __init__(self, progress: Progress, name: str):
-        self._progress, self._task = progress, progress.add_task(name, total=None)
-
-    @property
-    def total(self) -> float | None:
-        return self._progress.tasks[0].total
-
-    @total.setter
-    def total(self, size: int) -> None:
-        self._progress.update(self._task, total=size or None)
-
-    def update(self, size: int) -> None:
-        self._progress.advance(self._task, size)
-
-    def reset(self) -> None:
-        self._progress.update(self._task, completed=0)
-
-    def close(self) -> None:
-        """The context that made the bar ends it."""
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[_Bar]:
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        yield _Bar(progress, name)

@@ -1,4 +1,4 @@
-"""What a data set says of itself: its files and their checksums, where they are had, and how they are read.
+"""The description of a data set: its files and their checksums, where they are had, and how they are read.
 
 Looking for files is the subject of `files`, downloading them that of `fetch`.
 """
@@ -110,7 +110,7 @@ class Source:
     """A data set."""
 
     name: str
-    """What `data.name` calls it."""
+    """Its name in `data.name`."""
 
     read: Callable[[Open], Raw]
     """Reads the whole set, and opens its files by name."""

@@ -6,15 +6,13 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rich.console import Group
-
 from experiments import files
 from experiments.errors import ConfigError
 from experiments.report import charts, curvature, curves, summary
 from experiments.report.curvature import Curvature
 from experiments.report.page import page
 from experiments.report.runs import Run, read_all
-from experiments.report.summary import Row, summarize
+from experiments.report.summary import Row, Table, summarize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Report:
     """What was found and where it was written; `table` is for the terminal."""
 
     rows: list[Row]
-    table: Group
+    table: list[Table]
     summary: Path
     curves: Path
     page: Path

@@ -1,19 +1,17 @@
-"""What a run showed, in a table: a row for each arm and learning rate."""
+"""The results of runs in a table: a row for each arm and learning rate.
+
+Tables are plain text here. The command line draws them for the terminal, and `page` for a browser.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import rich.box
-from rich.console import Group
-from rich.markup import escape
-from rich.table import Table
 
 from experiments import files
 from experiments.report import spread, targets
@@ -69,6 +67,19 @@ class Column(NamedTuple):
     is_text: bool = False
 
 
+class Table(NamedTuple):
+    """A table for people. The first of its columns says the arm."""
+
+    heading: str
+    """The line above it."""
+
+    columns: list[Column]
+    """The columns, all of one length."""
+
+    caption: str
+    """The sentences below it."""
+
+
 def summarize(runs: Sequence[Run]) -> list[Row]:
     """A row for each curve, in their order."""
     return [row for run in runs for row in _choose([_row(curve, run) for curve in run.curves])]
@@ -117,32 +128,12 @@ def caption(rows: Sequence[Row]) -> list[str]:
     return [f"{sentence}." for sentence in sentences]
 
 
-def table(rows: Sequence[Row], heading: str) -> Group:
-    """The tables for the terminal, at most about 100 columns wide."""
-    results = _table(columns(rows, terms=False), heading, " ".join(caption(rows)))
+def table(rows: Sequence[Row], heading: str) -> list[Table]:
+    """The tables for the terminal, which come out at most about 100 characters wide."""
+    results = Table(heading, columns(rows, terms=False), " ".join(caption(rows)))
     if not has_several_targets(rows):
-        return Group(results)
-    return Group(results, "", _table(steps_columns(rows), "Steps to training losses", steps_caption(rows)))
-
-
-def _table(columns: Sequence[Column], heading: str, caption: str) -> Table:
-    view = Table(
-        title=escape(heading),
-        caption=escape(caption),
-        box=rich.box.SIMPLE_HEAD,
-        show_edge=False,
-        collapse_padding=True,
-    )
-    for column in columns:
-        if column.is_text:
-            view.add_column(escape(column.title), min_width=14, max_width=32, overflow="fold")
-        else:
-            view.add_column(escape(textwrap.fill(column.title, 10)), justify="right", no_wrap=True)
-    above = ""
-    for arm, *cells in zip(*(column.cells for column in columns), strict=True):
-        view.add_row(*map(escape, ("" if arm == above else arm, *cells)))
-        above = arm
-    return view
+        return [results]
+    return [results, Table("Steps to training losses", steps_columns(rows), steps_caption(rows))]
 
 
 def has_several_targets(rows: Sequence[Row]) -> bool:

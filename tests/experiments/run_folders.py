@@ -5,6 +5,8 @@ import json
 
 from rich.console import Console
 
+from experiments.cli import tables
+
 CONFIG = 'name = "made-up"\n[train]\nsteps = 20\nseeds = 2\nfirst_seed = 5\ntarget_loss = 0.1\n'
 ENVIRONMENT = {
     "command": "python -m experiments compare it.toml", "commit": "c0ffee", "python": "3.11.1", "cpus": 2,
@@ -42,5 +44,5 @@ def write_run(tmp_path, records=RECORDS, times=(), name="run", config=CONFIG, en
 def printed(table, width=100):
     """What a terminal of this width shows."""
     console = Console(width=width, file=io.StringIO())
-    console.print(table)
+    console.print(tables.of_report(table))
     return console.file.getvalue()

@@ -16,6 +16,7 @@ import pooch
 import pytest
 
 import experiments.data as data
+from experiments.cli.fetch import download_bar
 from experiments.data import fetch as fetching
 from experiments.data.fetch import fetch
 from experiments.data.source import Download, File, Source
@@ -262,7 +263,7 @@ def test_what_stops_a_download_leaves_nothing(trouble, raised, server, tmp_path,
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_progress_bar_is_for_a_terminal(terminal, server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    fetch("tiny", tmp_path, lambda _: None)
+    fetch("tiny", tmp_path, lambda _: None, download_bar)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert ("labels.gz" in printed.err) is terminal
