@@ -23,7 +23,11 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn",
 
 
 def environment(also: Iterable[str] = ()) -> dict[str, Any]:
-    """As a dict that JSON takes, with the versions of required packages, and of `also` if they are installed."""
+    """Versions, hardware, command and commit, as a dict that JSON takes.
+
+    Arguments:
+        also: packages whose versions belong to it if they are installed, beside those of required ones.
+    """
     others = {name: metadata.version(name) for name in also if importlib.util.find_spec(name)}
     return {
         "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
@@ -39,9 +43,16 @@ def environment(also: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def of_run(path: Path, data: dict[str, str]) -> dict[str, Any] | None:
-    """What `path` says of a run, with this environment: its own, or the last in a list of those that went on with it.
+    """The content of a run's file of its environment, brought up to date with this one.
 
-    `data` has the digests of what it trains on. None, if those in the file are others.
+    A run's first environment is the whole of it. Each one that went on with the run is added to a list in it.
+
+    Arguments:
+        path: the file, which need not be there.
+        data: the digests of what the run trains on.
+
+    Returns:
+        The content. None, if the digests in the file are others.
     """
     now = environment() | ({"data": data} if data else {})
     try:

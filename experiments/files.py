@@ -23,6 +23,7 @@ def write(path: Path, content: bytes | str) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # In the same folder, as only there a file can take another's place at once.
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(data)
@@ -35,10 +36,16 @@ def write(path: Path, content: bytes | str) -> None:
 
 
 def read_lines(path: Path, strict: bool = True) -> list[tuple[int, dict[str, Any]]]:
-    """The objects of a file of JSON lines, numbered from 1, less a last one that was cut off while it was written.
+    """The objects of a file of JSON lines, with their numbers from 1.
+
+    A last line that was cut off while it was written is left out.
+
+    Arguments:
+        path: the file.
+        strict: whether a line that is something else is an error. If not, it is left out, too.
 
     Raises:
-        ConfigError: the file cannot be read, or a line of it is something else; if not `strict`, that is left out.
+        ConfigError: the file cannot be read, or a line of it is something else.
     """
     try:
         lines = path.read_bytes().split(b"\n")

@@ -1,4 +1,4 @@
-"""What all tables of a config have in common."""
+"""The base of all tables of a config, kinds of values that they share, and words for names that are not known."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from pydantic import Field
 
 # JAX counts steps and seeds in 32 bits.
 Count = Annotated[int, Field(gt=0, lt=2**31)]
+"""How many of something, at least one."""
+
 CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
+"""How many of something, or none."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+"""A name that may stand in a file's name and in a dotted key."""
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+"""A part of a whole, from 0 to less than 1."""
 
 
 class Table(pydantic.BaseModel):
@@ -33,14 +40,18 @@ def several(value: Any) -> Any:
 
 
 def distinct(values: tuple[float, ...], what: str) -> tuple[float, ...]:
-    """The values, none of which may stand there twice."""
+    """The values, none of which may stand there twice.
+
+    Raises:
+        ValueError: one does; the message says of `what`.
+    """
     if len(set(values)) < len(values):
         raise ValueError(f"{list(values)} names {what} twice")
     return values
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:
-    """What to say of a name that is none of `names`."""
+    """The message about a name that is none of `names`."""
     names = list(names)
     kinds = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
     return f"unknown {kind} {name!r}{nearest(name, names)}; {kinds}: {', '.join(names)}"

@@ -71,9 +71,10 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_options(**given: Any) -> None:
         def value(parameter: inspect.Parameter) -> Any:
-            if not dataclasses.is_dataclass(parameter.annotation):
+            kind: Any = parameter.annotation
+            if not dataclasses.is_dataclass(kind):
                 return given[parameter.name]
-            return parameter.annotation(**{part.name: given[part.name] for part in _parts(parameter)})
+            return kind(**{part.name: given[part.name] for part in _parts(parameter)})
 
         command(**{name: value(parameter) for name, parameter in parameters.items()})
 
@@ -85,15 +86,14 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parts(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
     """The parameters in the place of one, all of them given by name."""
-    kind = parameter.annotation
-    if not dataclasses.is_dataclass(kind):
-        yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    options = parameter.annotation
+    if not dataclasses.is_dataclass(options):
+        yield parameter.replace(kind=by_name)
         return
-    types = get_type_hints(kind, include_extras=True)
-    for field in dataclasses.fields(kind):
-        yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name]
-        )
+    types = get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        yield inspect.Parameter(field.name, by_name, default=field.default, annotation=types[field.name])
 
 
 def one_arm(experiment: Experiment, arm: str | None, config_file: Path) -> Experiment:

@@ -1,1 +1,1 @@
-"""What an experiment is, and reading one from a TOML file."""
+"""The config of an experiment: its tables, reading them from a TOML file, and comparing two."""

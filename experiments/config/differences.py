@@ -1,4 +1,4 @@
-"""In which keys two experiments differ, of those that their numbers depend on."""
+"""The keys in which two experiments differ, of those that their numbers depend on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAY_DIFFER = (
 
 
 def between(there: Experiment, here: Experiment) -> list[str]:
-    """What each key is in the one and in the other, where that is not the same."""
+    """A line for each key that is not the same in both, with both values."""
     one, other = _comparable(there), _comparable(here)
     return [
         f"{key}: {one.get(key, 'nothing')} there, {other.get(key, 'nothing')} here"

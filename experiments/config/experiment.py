@@ -1,4 +1,7 @@
-"""What an experiment is. `toml_file` reads one from a file; tables that belong to one subject are defined there."""
+"""An experiment: its arms, and the tables that belong to no other subject. `toml_file` reads one from a file.
+
+The tables of data, models, optimizers, the mesh and curvature are defined with their subjects.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +18,55 @@ from experiments.tasks import AnyModelConfig
 
 
 class TrainConfig(Table):
-    """Length of training, and what happens on the way. All arms of an experiment share it.
-
-    Every `record_every` steps the mean training loss is recorded, every `evaluate_every` steps (default: as often) the
-    network is evaluated, and every `checkpoint_every` steps (default: as often as it is evaluated) everything is saved.
-    `ema` is the decay of an average of the parameters, which is then what is evaluated; 0: none. (Running averages of
-    batch normalization stay those of the parameters themselves.)
-    A loss that is not finite stops the run, or where an arm has several seeds or learning rates, marks that one, unless
-    `on_nonfinite` says otherwise.
-    The report counts the steps to each `target_loss`, of the training loss: one number, or several.
-    `steps_per_call` and `members_per_call` are how many steps and how many seeds and rates make one compiled call
-    (default: all up to the next record, all; on CPU with convolutions 1, as XLA is slow there in loops and in groups).
-    """
+    """Length of training, and what happens on the way. All arms of an experiment share it."""
 
     steps: Count
+    """How many steps to train."""
+
     record_every: Count
+    """Every so many steps, the mean training loss since the last record is recorded."""
+
     evaluate_every: Count | None = None
+    """Every so many steps, the network is evaluated. Default: at each record."""
+
     checkpoint_every: Count | None = None
+    """Every so many steps, everything is saved. Default: at each evaluation."""
+
     keep_checkpoints: Count = 2
+    """How many checkpoints are kept: the newest ones."""
+
     seeds: Count
+    """How many seeds are trained side by side."""
+
     first_seed: CountOrZero = 0
+    """The first of these. The others follow it."""
+
     target_loss: Annotated[tuple[float, ...], pydantic.BeforeValidator(several)] = ()
+    """The training losses to which the report counts the steps: one number, or several."""
+
     ema: Fraction = 0.0
+    """The decay of an average of the parameters, which is then what is evaluated. 0: there is none.
+
+    Running averages of batch normalization stay those of the parameters themselves.
+    """
+
     on_nonfinite: Literal["auto", "stop", "mark"] = "auto"
+    """Whether a loss that is not finite stops the run, or only marks the seed and rate that it belongs to.
+
+    "auto": mark, where an arm has several seeds or learning rates, and else stop.
+    """
+
     steps_per_call: Count | None = None
+    """How many steps make one compiled call.
+
+    Default: all up to the next record. On CPU with convolutions 1, as XLA is slow there in loops.
+    """
+
     members_per_call: Count | None = None
+    """How many seeds and rates make one compiled call.
+
+    Default: all. On CPU with convolutions 1, as XLA is slow there in groups.
+    """
 
     @pydantic.field_validator("target_loss")
     @classmethod
@@ -75,10 +102,19 @@ class ArmConfig(Table):
     """Everything that one arm depends on."""
 
     data: DataConfig
+    """The data that it learns from."""
+
     model: AnyModelConfig
+    """The network with its loss, and how its weights are written."""
+
     optimizer: OptimizerConfig
+    """How it is trained."""
+
     train: TrainConfig
+    """How long, and what happens on the way."""
+
     mesh: MeshConfig = MeshConfig()
+    """How it lies on the devices."""
 
     @pydantic.model_validator(mode="after")
     def _batch_has_a_deviation(self) -> ArmConfig:
@@ -119,14 +155,16 @@ class ArmConfig(Table):
 
 
 class Experiment(Table):
-    """A name and the resolved arms, in the order of the file. Without `[arms]` the base is the one arm, `base`.
-
-    `conditioning` is what `python -m experiments conditioning` measures, and has no meaning to the other commands.
-    """
+    """All of a config file, with its arms resolved."""
 
     name: Name
+    """The experiment's name, which is also part of the names of its run folders."""
+
     arms: dict[Name, ArmConfig]
+    """The arms, in the order of the file. Without `[arms]` the base is the one arm, `base`."""
+
     conditioning: ConditioningConfig | None = None
+    """The measurements of `python -m experiments conditioning`. To the other commands they have no meaning."""
 
     @pydantic.model_validator(mode="after")
     def _path_is_that_of_an_arm(self) -> Experiment:

@@ -1,7 +1,8 @@
 """Reading an experiment from a TOML file, checked as a whole before anything runs.
 
 A file holds one base configuration and `[arms.NAME]` tables, each of them a few overrides of the base. Every error
-is a `ConfigError` that says file, key, what is allowed and what was probably meant.
+is a `ConfigError` that says file, key, what is allowed and what was probably meant. Which keys there are, the tables
+themselves say.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
         ConfigError: the file is missing or no TOML, or a key or value is not allowed.
     """
     source, raw = str(path), _with_settings(Path(path), settings)
+
     header: dict[str, Any] = {key: raw.pop(key) for key in ("name", "conditioning") if key in raw}
     overrides = raw.pop("arms", {})
     if not isinstance(overrides, dict) or not all(isinstance(override, dict) for override in overrides.values()):
         raise ConfigError(f"{source}: arms must be tables of overrides, such as [arms.plain]")
+
     base = _checked(ArmConfig, raw, source, {}) if not overrides else None
     merged = {arm: _merged(raw, override) for arm, override in overrides.items()}
     arms = {arm: _checked(ArmConfig, merged[arm], source, {f"arms.{arm}": overrides[arm]}) for arm in merged}
+
     if len({arm.train for arm in arms.values()}) > 1:
         raise ConfigError(f"{source}: an arm overrides a key of [train]; arms are compared at the same steps and seeds")
     return _checked(Experiment, {**header, "arms": arms or {"base": base}}, source, {})
@@ -85,6 +89,7 @@ def _with_settings(path: Path, settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """The content of a TOML file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -101,18 +106,23 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
     """Write one `--set` into the file's content."""
     key, equals, text = setting.partition("=")
     try:
+        # As a key of TOML, so that what stands in quotes may hold dots.
         parts, table = [], tomllib.loads(f"{key} = 0") if equals else {}
         while isinstance(table, dict):
             ((part, table),) = table.items()
             parts.append(part)
     except (tomllib.TOMLDecodeError, ValueError):
         raise ConfigError(f"--set {setting}: expected a.b=value, such as optimizer.learning_rate=0.1") from None
+
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()
+        value = text.strip()  # bare text, which is easier to type in a shell
+
+    # Written first and checked later, a misspelt arm would be a new one.
     if parts[0] == "arms" and len(parts) > 1 and isinstance(raw.get("arms", {}), dict):
         _check_arm(parts[1], raw.get("arms", {}))
+
     table = raw
     for part in parts[:-1]:
         table = table.setdefault(part, {})
@@ -122,6 +132,11 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
 
 
 def _check_arm(arm: str, arms: Iterable[str]) -> None:
+    """Check that there is such an arm.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if arm not in arms:
         raise ConfigError(unknown("arm", arm, arms))
 
@@ -161,6 +176,17 @@ def _rest(table: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(model: type[Table], raw: Mapping[str, Any], source: str, overrides: Mapping[str, Any]) -> Any:
+    """The content as a table of this type.
+
+    Arguments:
+        model: the type.
+        raw: the content.
+        source: the file, named in errors.
+        overrides: the tables that changed the content, by their dotted names, so that errors name the one at fault.
+
+    Raises:
+        ConfigError: a key or value is not allowed. Of several, the first is told.
+    """
     try:
         return model.model_validate(raw)
     except pydantic.ValidationError as error:
@@ -179,7 +205,7 @@ def _locate(model: type[Table], loc: tuple[Any, ...]) -> tuple[list[str], type[T
         if part in tables:  # the tag of one of several tables that may stand here
             owner, tables = tables[part], {}
             continue
-        if part == "[key]":
+        if part == "[key]":  # that a key itself is wrong, pydantic says with one more part
             continue
         keys.append(str(part))
         if len(tables) == 1:
@@ -209,10 +235,11 @@ def _location(keys: list[str], overrides: Mapping[str, Any]) -> str:
 
 
 def _explain(owner: type[Table], error: Any, keys: list[str], in_arm: bool) -> str:
+    """The error that pydantic found, in the words of a config file."""
     key, given = keys[-1] if keys else "", error["input"]
     if error["type"] == "extra_forbidden":
         allowed = list(owner.model_fields)
-        if owner is ArmConfig and not in_arm:
+        if owner is ArmConfig and not in_arm:  # at the file's top, where more may stand
             allowed += ["name", "arms", "conditioning"]
         return f"unknown key{nearest(key, allowed)}; allowed: {', '.join(allowed)}"
     if error["type"] in ("literal_error", "union_tag_invalid"):

@@ -31,7 +31,7 @@ def folders(directory: str | None) -> tuple[Path, ...]:
 
 
 def opener(source: Source, among: Sequence[Path]) -> Open:
-    """What opens and checks the files of `source`, all from the first of its folders that has every one of them.
+    """A function that opens and checks the files of `source`, all from the first folder that has every one of them.
 
     Raises:
         ConfigError: no folder has every file; or, at opening, a file cannot be read or is damaged.
@@ -66,15 +66,18 @@ def _folder(name: str) -> Path:
 
 
 def _path(folder: Path, file: File) -> Path | None:
+    """Where the file lies in the folder, plain or gzipped, or None."""
     paths = (folder / file.name, folder / f"{file.name}.gz")
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def _missing(folder: Path, files: Iterable[File]) -> list[str]:
+    """The names of the files that the folder lacks."""
     return [file.name for file in files if _path(folder, file) is None]
 
 
 def _not_found(source: Source, places: Iterable[Path]) -> ConfigError:
+    """The error that says what each place lacks."""
     lines = [
         f"  {place}: " + (f"lacks {', '.join(_missing(place, source.files))}" if place.is_dir() else "no such folder")
         for place in places
@@ -88,7 +91,10 @@ def _not_found(source: Source, places: Iterable[Path]) -> ConfigError:
 
 
 def _decompressed(path: Path, source: str) -> bytes:
-    """The bytes of the file; which are gzipped they say themselves, as some clients unpack and keep the name."""
+    """The bytes of a file, unpacked where they are gzipped.
+
+    Whether they are, their first bytes say and not the name: some clients unpack what they download and keep the name.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -9,7 +9,7 @@ from experiments.data.source import Open, Raw, Source
 EXAMPLES, INPUTS, CONDITION_NUMBER = 1000, 20, 100
 
 
-def read(_: Open) -> Raw:
+def read(_open: Open) -> Raw:
     """Inputs (examples, 20) of mean 0. Targets (examples,), a random linear function of these and noise of size 0.1.
 
     The inputs' covariance has eigenvalues from 1 down to 1/100, evenly spaced in their logarithm, along random

@@ -25,10 +25,13 @@ _BLOCK = 4096  # images at a time, so that no copy of all images in float64 is m
 
 
 class Whitening(NamedTuple):
-    """`(x - mean) @ matrix` for flattened x: mean (features,) and symmetric matrix (features, features), in float64."""
+    """The function `(x - mean) @ matrix` of flattened examples x."""
 
     mean: np.ndarray
+    """The mean of the examples (features,) in float64."""
+
     matrix: np.ndarray
+    """A symmetric matrix (features, features) in float64."""
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """The whitened examples, of the shape of `x`, in float32.
@@ -93,6 +96,7 @@ def zca(train_x: np.ndarray, epsilon: float = 1e-5, scale: Scale = as_they_are) 
 
 
 def _key(train_x: np.ndarray, epsilon: float, scale: Scale) -> str:
+    """A name for the fit of these examples, which no other fit has."""
     digest = hashlib.sha256(_VERSION)
     described = f"{train_x.shape} {train_x.dtype.str} {float(epsilon).hex()} {scale.__module__}.{scale.__qualname__}"
     digest.update(described.encode())
@@ -101,7 +105,7 @@ def _key(train_x: np.ndarray, epsilon: float, scale: Scale) -> str:
 
 
 def _load(path: Path, features: int) -> Whitening | None:
-    """What the file holds, or None when there is none or it is damaged, which the zip's checksums tell."""
+    """The whitening in the file. None where there is none, or it is damaged, which the zip's checksums tell."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             whitening = Whitening(arrays["mean"], arrays["matrix"])
