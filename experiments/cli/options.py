@@ -71,10 +71,9 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_options(**given: Any) -> None:
         def value(parameter: inspect.Parameter) -> Any:
-            kind: Any = parameter.annotation
-            if not dataclasses.is_dataclass(kind):
+            if not _is_options(parameter):
                 return given[parameter.name]
-            return kind(**{part.name: given[part.name] for part in _parts(parameter)})
+            return parameter.annotation(**{part.name: given[part.name] for part in _parts(parameter)})
 
         command(**{name: value(parameter) for name, parameter in parameters.items()})
 
@@ -87,13 +86,17 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 def _parts(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
     """The parameters in the place of one, all of them given by name."""
     by_name = inspect.Parameter.KEYWORD_ONLY
-    options = parameter.annotation
-    if not dataclasses.is_dataclass(options):
+    if not _is_options(parameter):
         yield parameter.replace(kind=by_name)
         return
-    types = get_type_hints(options, include_extras=True)
-    for field in dataclasses.fields(options):
+    types = get_type_hints(parameter.annotation, include_extras=True)
+    for field in dataclasses.fields(parameter.annotation):
         yield inspect.Parameter(field.name, by_name, default=field.default, annotation=types[field.name])
+
+
+def _is_options(parameter: inspect.Parameter) -> bool:
+    """Whether the parameter stands for several options."""
+    return dataclasses.is_dataclass(parameter.annotation)
 
 
 def one_arm(experiment: Experiment, arm: str | None, config_file: Path) -> Experiment:
