@@ -2,6 +2,8 @@
 
 Source: Salimans & Kingma (2016), section 3, equations 5 and 6: with `g = 1/std` and `b = -mean/std` of what a unit
 direction gives on a batch, every pre-activation starts with mean 0 and variance 1.
+
+This file owns `init_from_data` and the run that takes the statistics. Which nodes it sets, `_data_plan` decides.
 """
 
 from __future__ import annotations
@@ -11,25 +13,30 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
+import jax.core
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from wn_jax._boxes import rebox, unbox
 from wn_jax._data_plan import Target, plan
+from wn_jax._node import WeightNorm
 from wn_jax._norms import norm_dtype
-from wn_jax._program import jaxpr as program
-from wn_jax._program.factored import Factored, weight
-from wn_jax._program.jaxpr import Equation, Site
+from wn_jax._program import jaxpr
+from wn_jax._program.factored import Factored, Operand, weight
+from wn_jax._program.jaxpr import Equation, Input, Site
+from wn_jax._program.moves import is_scaling
 from wn_jax._program.notes import Bias
 from wn_jax._program.reading import Leaf, Reading, check_callable, check_position, read
 from wn_jax._program.run import Runner, scale_of_output, with_v
-from wn_jax._program.views import Contraction, View, is_scaling
+from wn_jax._program.views import Contraction, View
 from wn_jax._tree import flatten, with_plain_children
+from wn_jax._types import Params, PyTree
 
 
-def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int = 0) -> Callable[..., Any]:
+def init_from_data(fn: Callable[..., PyTree], init_scale: float = 1.0, argnums: int = 0) -> Callable[..., Params]:
     """Sets `g` and the biases so that each pre-activation of `fn` has mean 0 and a given deviation on one batch.
 
     Returns a function of `fn`'s own arguments that returns the parameters anew. In the order of the program, each
@@ -71,13 +78,14 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int
         raise ValueError(f"init_scale must be a positive number, the deviation of pre-activations; got {init_scale!r}")
 
     @functools.wraps(fn)
-    def initialize(*args: Any, **kwargs: Any) -> Any:
+    def initialize(*args: Any, **kwargs: Any) -> Params:
         check_position((argnums,), args, kwargs)
         _check_whole_batch()
         reading = read(fn, (argnums,), args, kwargs, "to initialize its weights from data.")
         targets, left = plan(reading)
         _warn(left, stacklevel=3)
-        inputs = [_check_concrete(array) for array in _inputs(reading, targets)]
+        inputs = _inputs(reading, targets)
+        # Under jit even where the caller is not: a run enters loops and calls only while it is traced.
         results = jax.jit(lambda inputs: _results(reading, targets, init_scale, inputs))(inputs)
         _report(targets, results)
         return _renewed(args[argnums], targets, results)
@@ -85,32 +93,33 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0, argnums: int
     return initialize
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("g", "bias", "constant", "finite"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a target gets."""
+    """The numbers that a target gets. Those of a scanned stack have a slice for each layer."""
 
     g: jax.Array
+    """The magnitudes, laid out as the node's `g`."""
     bias: jax.Array | None
+    """The bias, laid out as the parameter; `None` where the program adds none that can be set."""
     constant: jax.Array
     """How many of its features are constant on the batch."""
     finite: jax.Array
+    """Whether all statistics are."""
 
 
-jax.tree_util.register_dataclass(Result, ["g", "bias", "constant", "finite"], [])
-
-
-def _inputs(reading: Reading, targets: dict[Site, Target]) -> list[Any]:
+def _inputs(reading: Reading, targets: dict[Site, Target]) -> list[Operand]:
     """The program's inputs: of a target, its unit directions and its `g`; of another node, its weight."""
-    inputs = list(reading.program.arrays)
+    inputs: list[Input | Factored] = list(reading.program.arrays)
     for leaf in reading.leaves:
         if leaf.node is not None:
             inputs[leaf.input] = unbox(with_plain_children(leaf.node).weight())
     for target in targets.values():
-        node = with_plain_children(target.leaf.node)
+        node = cast(WeightNorm, with_plain_children(target.node))
         g = unbox(node.g)
         unit = unbox(dataclasses.replace(node, g=jnp.ones_like(g)).weight())
         inputs[target.leaf.input] = Factored(unit, g.astype(norm_dtype(unit.dtype)), unit.dtype)
-    return inputs
+    return [_concrete(value) for value in inputs]
 
 
 def _check_whole_batch() -> None:
@@ -121,13 +130,17 @@ def _check_whole_batch() -> None:
         )
 
 
-def _check_concrete(value: Any) -> Any:
+def _concrete(value: Input | Factored) -> Operand:
+    """The input itself, after a check that it holds numbers."""
     if isinstance(value, jax.ShapeDtypeStruct):
         raise TypeError("init_from_data computes with data, but an argument holds a jax.ShapeDtypeStruct")
     return value
 
 
-def _results(reading: Reading, targets: dict[Site, Target], init_scale: float, inputs: list[Any]) -> dict[Site, Result]:
+def _results(
+    reading: Reading, targets: dict[Site, Target], init_scale: float, inputs: list[Operand]
+) -> dict[Site, Result]:
+    """The results by the site of the contraction, of one run of the program."""
     runner = _Initializer(targets, init_scale)
     runner.run(reading.program.body, inputs)
     return runner.found
@@ -139,59 +152,66 @@ class _Initializer(Runner):
     `found` holds a `Result` by the site of the contraction; those of a scanned stack have a slice for each layer.
     """
 
-    def __init__(self, targets: dict[Site, Target], init_scale: float):
+    def __init__(self, targets: dict[Site, Target], init_scale: float) -> None:
         super().__init__()
         self.targets = targets
         self.init_scale = init_scale
         self.shifts: dict[Site, tuple[Site, Leaf, Bias, jax.Array]] = {}
         """By the site of the addition: the site of the contraction, and what is added, NaN where that stays."""
 
-    def contract(self, eqn: Equation, values: list[Any], contraction: Contraction, site: Site) -> jax.Array | None:
+    def contract(
+        self, eqn: Equation, values: list[Operand], factored: Factored, contraction: Contraction, site: Site
+    ) -> jax.Array | None:
         target = self.targets.get(site)
         if target is None:
-            return super().contract(eqn, values, contraction, site)
-        unit = program.bind(eqn, with_v(values, contraction))[0]
+            return super().contract(eqn, values, factored, contraction, site)
+        unit = jaxpr.bind(eqn, with_v(values, factored, contraction))[0]
         y = unit.astype(norm_dtype(unit.dtype))
         mean = jnp.mean(y, target.samples, keepdims=True)
         std = jnp.sqrt(jnp.mean(jnp.square(y - mean), target.samples, keepdims=True))
+
+        # Equal numbers have a deviation of some roundings of their size, not of exactly 0.
         rounding = 8 * jnp.finfo(y.dtype).eps * jnp.max(jnp.abs(y), target.samples, keepdims=True)
         constant, finite = std <= rounding, jnp.isfinite(mean) & jnp.isfinite(std)
         keep = constant | ~finite
-        before = _as_explicitly_sharded(scale_of_output(values[contraction.operand], contraction, y.ndim), std)
+
+        before = _as_explicitly_sharded(scale_of_output(factored, contraction, y.ndim), std)
         # Added zeros: in a mesh with explicit axes, a select needs its operands to be sharded alike.
         before = before + jnp.zeros_like(std)
         std, keep = std + jnp.zeros_like(before), keep | jnp.zeros_like(before, bool)
         gain = jnp.where(keep, before, self.init_scale / jnp.where(keep, 1, std))
+
         self.found[site] = Result(target.g(gain), None, jnp.sum(constant), jnp.all(finite))
         if target.bias:
             leaf, bias = target.bias
             self.shifts[bias.site] = (site, leaf, bias, jnp.where(keep, jnp.nan, -mean * gain))
         return (y * gain).astype(unit.dtype)
 
-    def scaled(self, eqn: Equation, values: list[Any]) -> Factored | None:
+    def scaled(self, eqn: Equation, values: list[Operand]) -> Factored | None:
         """The directions take a scalar, as it changes what their `g` has to be."""
         for i, value in enumerate(values):
             if isinstance(value, Factored) and is_scaling(eqn, i) and value.dtype == value.v.dtype:
-                values = [weight(other) if other is not value else value.v for other in values]
-                return dataclasses.replace(value, v=program.bind(eqn, values)[0])
+                arrays = [weight(other) if other is not value else value.v for other in values]
+                return dataclasses.replace(value, v=jaxpr.bind(eqn, arrays)[0])
         return None
 
-    def step(self, eqn: Equation, values: list[Any], site: Site) -> Sequence[Any]:
+    def step(self, eqn: Equation, values: list[Operand], site: Site) -> Sequence[Operand]:
         if site not in self.shifts:
             return super().step(eqn, values, site)
         contraction, leaf, bias, shift = self.shifts.pop(site)
-        before, shift = values[bias.operand], bias.output.from_source(shift)
+        arrays = [weight(value) for value in values]
+        before, shift = jnp.asarray(arrays[bias.operand]), bias.output.from_source(shift)
         first = before[tuple(slice(size) for size in shift.shape)]  # one number a feature
         first, shift = first + jnp.zeros_like(shift), shift + jnp.zeros_like(first, shift.dtype)
         new = jnp.where(jnp.isnan(shift), first, shift)
         stored = bias.view.to_source(new, leaf.aval.ndim)
         self.found[contraction] = dataclasses.replace(self.found[contraction], bias=stored)
-        values[bias.operand] = jnp.broadcast_to(new, before.shape).astype(before.dtype)
-        return program.bind(eqn, values)
+        arrays[bias.operand] = jnp.broadcast_to(new, before.shape).astype(before.dtype)
+        return jaxpr.bind(eqn, arrays)
 
-    def entered(self, eqn: Equation, values: list[Any], site: Site) -> Sequence[Any] | None:
+    def entered(self, eqn: Equation, values: list[Operand], site: Site) -> Sequence[Operand] | None:
         """Calls are run through: the derivatives of a custom rule, or what a `remat` saves, do not matter here."""
-        body = program.call(eqn)
+        body = jaxpr.call(eqn)
         return super().entered(eqn, values, site) if body is None else self.run(body, values, site)
 
 
@@ -202,7 +222,8 @@ def _report(targets: dict[Site, Target], results: dict[Site, Result]) -> None:
     missing = [targets[site].leaf.path for site in targets if site not in results]
     if missing:
         _warn(f"init_from_data left {', '.join(missing)} as they were: the program does not contract them as they are")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(found)):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(found)):
+        # The numbers are known when the compiled program runs.
         jax.debug.callback(lambda found: _warn(_problems(paths, found)), found)
         return
     for path, (_, finite) in zip(paths, found, strict=True):
@@ -214,7 +235,8 @@ def _report(targets: dict[Site, Target], results: dict[Site, Result]) -> None:
     _warn(_problems(paths, found))
 
 
-def _problems(paths: list[str], found: Sequence[Any]) -> str:
+def _problems(paths: list[str], found: Sequence[tuple[jax.Array, jax.Array]]) -> str:
+    """The warning about layers of which something was left as it was, from (constant, finite) of each; or nothing."""
     lines = []
     for path, (constant, finite) in zip(paths, found, strict=True):
         if not finite.all():
@@ -230,12 +252,12 @@ def _warn(message: str, stacklevel: int = 4) -> None:
         warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
-def _renewed(params: Any, targets: dict[Site, Target], results: dict[Site, Result]) -> Any:
+def _renewed(params: Params, targets: dict[Site, Target], results: dict[Site, Result]) -> Params:
     """The parameters with their new `g` and biases, in their boxes."""
     _, leaves, treedef = flatten(params)
     for site, result in results.items():
         target = targets[site]
-        node = target.leaf.node
+        node = target.node
         g = _unstacked(result.g, target.use.view).astype(unbox(node.g).dtype)
         leaves[target.leaf.position] = dataclasses.replace(node, g=rebox(node.g, _in_place_of(unbox(node.g), g)))
         if target.bias and result.bias is not None:
@@ -243,17 +265,17 @@ def _renewed(params: Any, targets: dict[Site, Target], results: dict[Site, Resul
             new = _unstacked(result.bias, bias.view).astype(leaf.aval.dtype)
             old = leaves[leaf.position]
             leaves[leaf.position] = rebox(old, _in_place_of(unbox(old), new))
-    return jax.tree_util.tree_unflatten(treedef, leaves)
+    return jax.tree.unflatten(treedef, leaves)
 
 
-def _in_place_of(old: Any, new: jax.Array) -> jax.Array:
+def _in_place_of(old: ArrayLike, new: jax.Array) -> jax.Array:
     """`new` where `old` is. Of a tracer without explicit axes that is not known, and the compiler decides."""
     if isinstance(old, jax.Array) and not isinstance(old, jax.core.Tracer) and not isinstance(new, jax.core.Tracer):
         return jax.device_put(new, old.sharding) if old.committed else new
     return _as_explicitly_sharded(new, old)
 
 
-def _as_explicitly_sharded(x: jax.Array, other: Any) -> jax.Array:
+def _as_explicitly_sharded(x: jax.Array, other: ArrayLike) -> jax.Array:
     """`x`, sharded as `other` is in a mesh with explicit axes."""
     sharding = jax.typeof(other).sharding
     explicit = jax.sharding.AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
@@ -261,7 +283,7 @@ def _as_explicitly_sharded(x: jax.Array, other: Any) -> jax.Array:
 
 
 def _unstacked(array: jax.Array, view: View) -> jax.Array:
-    """What scans stacked on the leading axes, with these axes where the parameter has them."""
+    """An array that scans stacked along leading axes, with these axes where the parameter has them."""
     axes = [axis for _, dim in view.slices for axis, _ in dim if axis is not None]
     array = jnp.squeeze(array, [len(axes) + axis for axis in axes])
     return jnp.moveaxis(array, range(len(axes)), axes)

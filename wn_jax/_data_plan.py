@@ -1,10 +1,14 @@
-"""Which nodes data-dependent initialization sets, at which contraction and with which bias, and why not the others."""
+"""The plan of data-dependent initialization: which nodes it sets, where, with which bias, and why not the others.
+
+This file decides, from what was read of a program; `_data_init` runs it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +24,18 @@ class Target:
     """A node that gets its `g`, and perhaps a bias, at one contraction."""
 
     leaf: Leaf
+    """The node's leaf."""
     use: Use
+    """Its one use."""
     samples: tuple[int, ...]
     """The output's dimensions over which statistics are taken."""
     bias: tuple[Leaf, Bias] | None
+    """The leaf that gets the bias, and where the program adds it."""
+
+    @property
+    def node(self) -> WeightNorm:
+        """The node itself. Others are no targets, as their `g` is not known."""
+        return cast(WeightNorm, self.leaf.node)
 
     def g(self, gain: jax.Array) -> jax.Array:
         """Numbers of the output's features, laid out as the node's `g` (that of one layer, in a scanned stack)."""
@@ -52,7 +64,7 @@ def plan(reading: Reading) -> tuple[dict[Site, Target], str]:
 
 
 def _why_not(leaf: Leaf) -> str | None:
-    """Why a node keeps its `g`."""
+    """Why a node keeps its `g`; `None` where it does not."""
     if not isinstance(leaf.node, WeightNorm):
         return f"it is a {type(leaf.node).__name__}, which has no g that is known here"
     if leaf.problem:
@@ -68,8 +80,10 @@ def _why_not(leaf: Leaf) -> str | None:
         return "the program uses it in parts, or together with others"
     if len(use.view.slices) < use.around.loops or any(axis is None for _, dim in use.view.slices for axis, _ in dim):
         return "it is used at several steps of a loop"
+    # An order that is reversed within the sum changes nothing, and its scale has no such axis.
     if use.view.flipped - use.reduction:
         return "the program reverses the order of its features or copies"
+    # Axes of size 1 may be in either: a sum over one number is that number.
     if leaf.axes(leaf.reduced or frozenset()) != leaf.axes(use.reduction | _of_size_1(leaf)):
         return f"its norm runs over {leaf.node.axes}, the program sums over {leaf.axes(use.reduction)}"
     return None
@@ -80,6 +94,7 @@ def _of_size_1(leaf: Leaf) -> frozenset[int]:
 
 
 def _target(leaf: Leaf, reading: Reading) -> Target:
+    """The target that a node is, in its only use."""
     use = leaf.uses[0]
     features = {target for dim, target in use.contraction.kept if use.view.axes([dim])}
     samples = tuple(dim for dim in range(len(use.output)) if dim not in features)
@@ -97,22 +112,25 @@ def _bias(use: Use, samples: Sequence[int], reading: Reading) -> tuple[Leaf, Bia
     if bias is None:
         return None
     leaf = next(leaf for leaf in reading.leaves if leaf.input == bias.view.source)
-    if (
-        leaf.node is not None
-        or len(leaf.notes) > 1
-        or leaf.returned
-        or not jnp.issubdtype(leaf.aval.dtype, jnp.floating)
-    ):
+    is_float = jnp.issubdtype(leaf.aval.dtype, jnp.floating)
+    # The addition itself is its one note.
+    if leaf.node is not None or len(leaf.notes) > 1 or leaf.returned or not is_float:
         return None
     if any(view.partial or view.shared or view.scaled or view.flipped for view in (bias.view, bias.output)):
         return None
+    # In a loop, each trip must have a bias of its own, as it has a layer of its own.
     if len(bias.view.slices) < use.around.loops:
         return None
-    if any(len(dim) > 1 or dim[0][0] is None for _, dim in bias.view.slices):
+    if not all(len(dim) == 1 and axis is not None for _, dim in bias.view.slices for axis, _ in dim):
         return None
+    return (leaf, bias) if _is_one_number_a_feature(bias, samples) else None
+
+
+def _is_one_number_a_feature(bias: Bias, samples: Sequence[int]) -> bool:
+    """Whether a bias varies as the features of the output do, and not along what statistics are taken over."""
     for dim, added in zip(bias.output.dims, bias.view.dims, strict=True):
         sampled = [axis in samples for axis, size in dim if size > 1]
         features = math.prod(size for axis, size in dim if axis not in samples)
         if len(set(sampled)) > 1 or features != math.prod(size for axis, size in added if axis is not None):
-            return None
-    return leaf, bias
+            return False
+    return True

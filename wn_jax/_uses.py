@@ -1,6 +1,7 @@
-"""What a program does with each parameter: `infer_axes` and `weight_uses`, drawn from the walk.
+"""The uses that a program makes of its parameters: `infer_axes`, `weight_uses`, and their table.
 
-This file owns the conclusions: is it a weight, over which axes does it reduce, where does its scale go.
+This file owns the rows that users see, and the table's text. `_program.reading` follows the parameters through a
+program, and decides which of them are weights and where their scales go.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from wn_jax._program.notes import Reason
 from wn_jax._program.reading import Leaf, check_callable, read
+from wn_jax._types import PyTree, Shape
 
 
-def infer_axes(fn: Callable[..., Any], argnums: int = 0) -> Callable[..., dict[str, tuple[int, ...]]]:
+def infer_axes(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., dict[str, tuple[int, ...]]]:
     """The reduction axes of the weights of `fn`, read from its program: for any framework, whatever the names.
 
     Returns a function of `fn`'s own arguments, which are traced and never computed with (`jax.ShapeDtypeStruct`s will
@@ -49,8 +53,10 @@ def infer_axes(fn: Callable[..., Any], argnums: int = 0) -> Callable[..., dict[s
     return infer
 
 
-def weight_uses(fn: Callable[..., Any], argnums: int = 0) -> Callable[..., WeightUses]:
-    """How `fn` uses each parameter: a `WeightUse` for each, which print as a table. Arguments as for `infer_axes`.
+def weight_uses(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., WeightUses]:
+    """How `fn` uses each parameter: a `WeightUse` for each, which print as a table.
+
+    Arguments and errors are those of `infer_axes`.
 
     >>> import jax.numpy as jnp
     >>> def model(params, x):
@@ -77,22 +83,24 @@ class WeightUse:
     """How a program uses one parameter. Axes are counted from the end."""
 
     path: str
-    shape: tuple[int, ...]
-    dtype: Any
+    """The leaf's path in its tree."""
+    shape: Shape
+    """The weight's shape, as are the dtype and the axes those of the weight where a node stands."""
+    dtype: np.dtype
     reduction: tuple[int, ...] | None
     """The axes that are summed over; `None` where the leaf is left alone."""
     feature: tuple[int, ...] | None
-    """The axes that are axes of the output."""
+    """The axes that are axes of the output; `None` where the leaf is left alone."""
     batch: tuple[int, ...] | None
-    """The axes that count copies: scanned layers, ensembles, the batch dimensions of a matmul."""
+    """The axes that count copies: scanned layers, ensembles, the batch dimensions of a matmul. `None` as before."""
     uses: tuple[str, ...]
     """The operations that contract it."""
-    scale: str | None
-    """Where `wrap(scale="auto")` puts the scale: `"output"` or `"weight"`."""
+    scale: Literal["output", "weight"] | None
+    """Where `wrap(scale="auto")` puts the scale; `None` where the leaf is left alone."""
     reason: Reason | None
-    """Why the leaf is left alone."""
+    """Why the leaf is left alone; `None` of a weight."""
     by: str | None
-    """The operation that the reason speaks of."""
+    """The operation that the reason speaks of, if it does of one."""
 
 
 class WeightUses(tuple[WeightUse, ...]):
@@ -100,44 +108,57 @@ class WeightUses(tuple[WeightUse, ...]):
 
     def __str__(self) -> str:
         head = ["path", "shape", "reduction", "feature", "batch", "uses", "scale"]
-        weights = [use for use in self if use.reason is None]
-        cells = [[use.path, str(use.shape), *_columns(use)] for use in weights]
-        others = [[use.path, str(use.shape)] for use in self if use.reason is not None]
-        widths = [max(len(row[i]) for row in [head, *cells, *others] if i < len(row)) for i in range(len(head))]
-        rows = {use.path: row for use, row in zip(weights, cells, strict=True)}
+        rows = [head, *map(_cells, self)]
+        # A leaf that is left alone has two cells; what follows them may be longer than a column.
+        widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(head))]
         lines = [_line(head, widths)]
-        for use in self:
-            left_alone = f"left alone: {use.reason}" + (f" ({use.by})" if use.by else "")
-            lines.append(_line(rows.get(use.path) or [use.path, str(use.shape), left_alone], widths))
+        for use, cells in zip(self, rows[1:], strict=True):
+            lines.append(_line([*cells, *_left_alone(use)], widths))
         reasons = sorted({use.reason for use in self if use.reason is not None})
         return "\n".join(lines + [""] * bool(reasons) + [f"{reason}: {reason.explanation}" for reason in reasons])
 
 
 def _row(leaf: Leaf) -> WeightUse:
     """The row about a leaf."""
-    problem, how = leaf.problem, tuple(use.how for use in leaf.uses)
-    about = {"path": leaf.path, "shape": leaf.aval.shape, "dtype": leaf.aval.dtype, "uses": how}
-    if problem:
-        nothing = dict.fromkeys(("reduction", "feature", "batch", "scale"))
-        return WeightUse(**about, **nothing, reason=problem.reason, by=problem.by or None)
-    reduction = leaf.uses[0].reduction
-    feature = frozenset.union(*(use.feature for use in leaf.uses)) - leaf.copies
-    batch = frozenset(range(leaf.aval.ndim)) - reduction - feature
+    problem, uses = leaf.problem, leaf.uses
+    reduction = feature = batch = scale = None
+    if problem is None:
+        # Dimensions that a matmul has twice count copies only if they do in all uses; else they are features.
+        reduced = uses[0].reduction
+        features = frozenset.union(*(use.feature for use in uses)) - leaf.copies
+        copies = frozenset(range(leaf.aval.ndim)) - reduced - features
+        reduction, feature, batch = leaf.axes(reduced), leaf.axes(features), leaf.axes(copies)
+        scale = "output" if leaf.goes_to_output() else "weight"
     return WeightUse(
-        **about,
-        reduction=leaf.axes(reduction),
-        feature=leaf.axes(feature),
-        batch=leaf.axes(batch),
-        scale="output" if leaf.goes_to_output() else "weight",
-        reason=None,
-        by=None,
+        path=leaf.path,
+        shape=leaf.aval.shape,
+        dtype=leaf.aval.dtype,
+        reduction=reduction,
+        feature=feature,
+        batch=batch,
+        uses=tuple(use.how for use in uses),
+        scale=scale,
+        reason=problem.reason if problem else None,
+        by=(problem.by or None) if problem else None,
     )
 
 
-def _columns(use: WeightUse) -> list[str]:
+def _cells(use: WeightUse) -> list[str]:
+    """The cells of a row, as far as they set the widths of columns."""
+    cells = [use.path, str(use.shape)]
+    if use.reason is not None:
+        return cells
     counts = collections.Counter(use.uses)
     how = ", ".join(name if count == 1 else f"{count} x {name}" for name, count in counts.items())
-    return [*(str(axes) if axes else "-" for axes in (use.reduction, use.feature, use.batch)), how, use.scale or "-"]
+    cells += [str(axes) if axes else "-" for axes in (use.reduction, use.feature, use.batch)]
+    return [*cells, how, use.scale or "-"]
+
+
+def _left_alone(use: WeightUse) -> list[str]:
+    """A cell that says why a leaf is left alone, or none."""
+    if use.reason is None:
+        return []
+    return [f"left alone: {use.reason}" + (f" ({use.by})" if use.by else "")]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

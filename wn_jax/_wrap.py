@@ -1,26 +1,34 @@
-"""Running a function of plain weights on a tree that holds nodes, with each scale where it is cheap."""
+"""Running a function of plain weights on a tree that holds nodes, with each scale where it is cheap.
+
+This file owns `wrap`. Where a scale may go, `_program.reading` finds out; `_program.run` takes it there.
+"""
 
 from __future__ import annotations
 
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
 from wn_jax._boxes import unbox
-from wn_jax._node import is_node
-from wn_jax._program.factored import Factored, weight
+from wn_jax._node import Node, is_node
+from wn_jax._program.factored import Factored, Operand, weight
 from wn_jax._program.reading import Leaf, check_callable, check_position, read
 from wn_jax._program.run import Runner
 from wn_jax._transform import reconstruct
 from wn_jax._tree import flatten, with_plain_children
+from wn_jax._types import Params, PyTree, Scale
+
+Result = TypeVar("Result")
 
 
-def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = "auto") -> Callable[..., Any]:
+def wrap(fn: Callable[..., Result], argnums: int | Sequence[int] = 0, scale: Scale = "auto") -> Callable[..., Result]:
     """`fn`, on trees that hold nodes in the arguments that `argnums` names. Plain trees pass through unchanged.
 
     Arguments:
@@ -35,10 +43,12 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
             Both but `"weight"` trace `fn` to a jaxpr in each call, as `jit` does: outside `jit`, a function that
             branches on values needs `scale="weight"`. What is not understood (a custom derivative rule, a
             `while_loop`, any operation but those that move numbers) gets the weight. In all cases the norm is
-            computed once, outside of loops, and the results are equal to rounding. Under `jit`, `"auto"` rebuilds
-            each layer of a stack that a `scan` slices in its own trip: there is no copy of the whole stack, nor with
-            `remat` in the gradient. As under `jit`, `fn` gets copies
-            of containers: what it writes into a dict that it was given is lost.
+            computed once, outside of loops, and the results are equal to rounding.
+
+            Under `jit`, `"auto"` rebuilds each layer of a stack that a `scan` slices in its own trip: there is no copy
+            of the whole stack, nor with `remat` in the gradient.
+
+            As under `jit`, `fn` gets copies of containers: what it writes into a dict that it was given is lost.
 
     Returns:
         A function of `fn`'s own arguments. Every transformation holds: `jit`, `grad`, `vmap`, `scan`, `remat`.
@@ -60,11 +70,11 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
     positions = _positions(argnums)
 
     @functools.wraps(fn)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(*args: Any, **kwargs: Any) -> Result:
         check_position(positions, args, kwargs)
         try:
             if scale == "weight":
-                return fn(*(reconstruct(arg) if i in positions else arg for i, arg in enumerate(args)), **kwargs)
+                return _run_on_weights(fn, positions, args, kwargs)
             return _run_factored(fn, positions, args, kwargs, always=scale == "output")
         except ValueError as error:
             _explain_lost_leaves(error, [args[i] for i in positions])
@@ -74,12 +84,12 @@ def wrap(fn: Callable[..., Any], argnums: int | Sequence[int] = 0, scale: str = 
 
 
 def check_scale(scale: str) -> None:
-    """Raises where `scale` is none of the three."""
+    """Raises where `scale` is none of the three that `Scale` names."""
     if scale not in ("auto", "weight", "output"):
         raise ValueError(f"scale must be 'auto', 'weight' or 'output'; got {scale!r}")
 
 
-def _explain_lost_leaves(error: ValueError, trees: Sequence[Any]) -> None:
+def _explain_lost_leaves(error: ValueError, trees: Sequence[Params]) -> None:
     """Adds to the error of `nnx.merge`, which only counts leaves, which ones came and how others get lost."""
     states = [tree for tree in trees if isinstance(tree, nnx.State)]
     if not states or "number of leaves" not in str(error):
@@ -95,43 +105,54 @@ def _explain_lost_leaves(error: ValueError, trees: Sequence[Any]) -> None:
     )
 
 
+def _run_on_weights(
+    fn: Callable[..., Result], positions: Sequence[int], args: Sequence[PyTree], kwargs: dict[str, Any]
+) -> Result:
+    """`fn` on plain weights, which are rebuilt before it sees them."""
+    return fn(*(reconstruct(arg) if i in positions else arg for i, arg in enumerate(args)), **kwargs)
+
+
 def _run_factored(
-    fn: Callable[..., Any], positions: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any], always: bool
-) -> Any:
+    fn: Callable[..., Result], positions: Sequence[int], args: Sequence[PyTree], kwargs: dict[str, Any], always: bool
+) -> Result:
     """`fn` on nodes whose scale goes to the outputs: wherever it can, or where these hold fewer numbers."""
-    if not any(is_node(leaf) for i in positions for leaf in jax.tree_util.tree_leaves(args[i], is_leaf=is_node)):
+    # A plain tree needs no trace, and its function may branch on values.
+    if not any(is_node(leaf) for i in positions for leaf in jax.tree.leaves(args[i], is_leaf=is_node)):
         return fn(*args, **kwargs)
-    purpose = "to place the scale of its weights. wn_jax.wrap(fn, scale='weight') does not trace."
-    arrays = [leaf for leaf in jax.tree_util.tree_leaves((args, kwargs)) if hasattr(leaf, "shape")]
+    arrays = [leaf for leaf in jax.tree.leaves((args, kwargs)) if hasattr(leaf, "shape")]
     if not all(isinstance(size, int) for array in arrays for size in array.shape):  # jax.export leaves it open
-        return fn(*(reconstruct(arg) if i in positions else arg for i, arg in enumerate(args)), **kwargs)
+        return _run_on_weights(fn, positions, args, kwargs)
+    purpose = "to place the scale of its weights. wn_jax.wrap(fn, scale='weight') does not trace."
     reading = read(fn, positions, args, kwargs, purpose, data_in_consts=True)
-    inputs = list(reading.program.arrays)
+    # All of them arrays or tracers: shapes alone have nothing to run on.
+    inputs = cast(list[Operand], list(reading.program.arrays))
     for leaf in reading.leaves:
         if leaf.node is not None:
-            inputs[leaf.input] = _value(leaf, always)
+            inputs[leaf.input] = _value(leaf, leaf.node, always)
     results = Runner().run(reading.program.body, inputs)
     avals = reading.program.body.outputs
-    # A number in the program (an auxiliary loss of 0) is no array yet.
     return reading.program.unflatten(
         [_as_array(weight(value), aval) for value, aval in zip(results, avals, strict=True)]
     )
 
 
-def _as_array(value: Any, aval: Any) -> Any:
+def _as_array(value: ArrayLike, aval: jax.core.ShapedArray) -> jax.Array:
+    """A result as an array: a number that stands in the program (an auxiliary loss of 0) is no array yet."""
     return value if isinstance(value, jax.Array) else jnp.asarray(value, aval.dtype)
 
 
-def _value(leaf: Leaf, always: bool) -> Any:
-    """What the program gets for a node."""
-    node, on_weight = with_plain_children(leaf.node), not leaf.goes_to_output(always)
+def _value(leaf: Leaf, node: Node, always: bool) -> Operand:
+    """The input of the program that stands for a node: its weight, or its factors."""
+    node, on_weight = with_plain_children(node), not leaf.goes_to_output(always)
     if on_weight and not leaf.sliced:
         return unbox(node.weight())
+    # Of a stack, the weight is rebuilt too, but by each trip of the loop that slices it.
     v, scale = map(unbox, node.factors())
     return Factored(v, scale, v.dtype, rebuilt=on_weight)
 
 
 def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:
+    """`argnums` as sorted positions."""
     try:
         positions = sorted(set(map(operator.index, argnums if isinstance(argnums, Sequence) else (argnums,))))
     except TypeError:

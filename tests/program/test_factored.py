@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from tests.program.test_views import draw_operation, equations, settings, shapes
-from wn_jax._program.factored import Factored, moved, scaled
-from wn_jax._program.views import is_scaling
+from wn_jax._program.factored import Factored
+from wn_jax._program.moves import is_scaling, moved, scaled
 
 
 def factored(data, shape, dtype=jnp.float32):

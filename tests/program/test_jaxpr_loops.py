@@ -50,7 +50,7 @@ def test_the_parts_of_a_scan_are_told_by_rank_and_run_again_the_same(name):
         scan = program.scan(eqn)
         if scan is None:
             return program.bind(eqn, operands)
-        consts, carry, xs = scan.split(operands)
+        consts, carry, xs = scan.grouped(operands)
         if len(site) == 1:
             found = (len(consts), len(carry), len(xs), scan.length, scan.reverse, scan.unroll)
             assert found == expected, VERSION + f"the scan {name} is read as {found}, and is {expected}"

@@ -191,9 +191,9 @@ def test_what_is_no_array_reaches_the_function_and_comes_back():
 
 def test_what_counts_as_an_array():
     for array in (C, np.ones(3), np.ones(3, bool), jax.random.key(0), jax.ShapeDtypeStruct((2,), jnp.float32)):
-        assert program.is_array(array)
+        assert program.is_input(array)
     for other in (1, 2.0, True, "x", None, jnp.tanh, np.float32(1), np.array("x"), np.array([{}]), jnp.float32):
-        assert not program.is_array(other)
+        assert not program.is_input(other)
 
 
 def test_numpy_arrays_keys_and_abstract_arrays_are_traced():

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from wn_jax._program.jaxpr import trace
-from wn_jax._program.views import View, contractions, move
+from wn_jax._program.moves import move
+from wn_jax._program.views import View, contractions
 
 settings = hypothesis.settings(deadline=None, derandomize=True)
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).filter(lambda s: math.prod(s) <= 64).map(tuple)

@@ -2,7 +2,8 @@
 
 The only file that touches jaxprs. All that differs between JAX versions is here. `tests/program/test_jaxpr.py` has a
 test of each thing that this file takes for granted, so that a new JAX fails there first. It reads through
-`jax.extend.core` and `jax.core.eval_jaxpr` alone, and tells primitives by identity, never by name.
+`jax.extend.core` and `jax.core.eval_jaxpr` alone, and tells primitives by identity, never by name. What an equation
+means for a weight is the business of other files.
 """
 
 from __future__ import annotations
@@ -10,34 +11,44 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard, TypeVar, cast
 
 import jax
+import jax.core
 import jax.extend.core as jex
 import numpy as np
 from jax.extend.core import primitives as primitive
+from jax.typing import ArrayLike
 
-Equation = jex.JaxprEqn
-Site = tuple[int, ...]
+from wn_jax._types import Leaf, PyTree, Shape
+
+Equation: TypeAlias = jex.JaxprEqn
+Site: TypeAlias = tuple[int, ...]
 """Where an equation stands in a program: its index, after those of the equations (and branches) around it."""
+Input: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+"""A leaf that is traced."""
+Value = TypeVar("Value")
+Result = TypeVar("Result")
+Carry = TypeVar("Carry")
 
 
 @dataclasses.dataclass(frozen=True)
 class Body:
     """A jaxpr with the constants that it closes over."""
 
-    jaxpr: Any
-    consts: tuple[Any, ...]
+    jaxpr: jex.Jaxpr
+    consts: tuple[ArrayLike, ...]
+    """A value for each of the jaxpr's `constvars`."""
 
     @property
-    def inputs(self) -> list[Any]:
+    def inputs(self) -> list[jax.core.ShapedArray]:
         """The abstract values of its inputs."""
-        return [var.aval for var in self.jaxpr.invars]
+        return _avals(self.jaxpr.invars)
 
     @property
-    def outputs(self) -> list[Any]:
+    def outputs(self) -> list[jax.core.ShapedArray]:
         """The abstract values of its outputs."""
-        return [var.aval for var in self.jaxpr.outvars]
+        return _avals(self.jaxpr.outvars)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,52 +56,56 @@ class Program:
     """`fn(*args, **kwargs)` as a jaxpr."""
 
     body: Body
-    arrays: list[Any]
+    arrays: list[Input]
     """The arguments' array leaves: the jaxpr's inputs."""
-    unflatten: Callable[[Sequence[Any]], Any]
+    unflatten: Callable[[Sequence[Leaf]], PyTree]
     """From the jaxpr's outputs to what `fn` returns, with the leaves that are no arrays as `fn` returned them."""
 
 
-def is_array(x: Any) -> bool:
-    """Whether a leaf is traced. Python scalars and all other objects reach the function as they are."""
+def is_input(x: Leaf) -> TypeGuard[Input]:
+    """Whether a leaf is traced, and so an input of the program. Python scalars and all else reach the function as is.
+
+    NumPy's own scalars do too, as they are what a function branches on; and arrays of objects, strings or dates, which
+    JAX does not take.
+    """
     if isinstance(x, np.ndarray):
         return x.dtype.kind not in "OSUMm"
     return isinstance(x, jax.Array | jax.ShapeDtypeStruct)
 
 
-def trace(fn: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], purpose: str) -> Program:
+def trace(fn: Callable[..., PyTree], args: Sequence[PyTree], kwargs: dict[str, PyTree], purpose: str) -> Program:
     """The program of `fn(*args, **kwargs)`. An error in `fn` is shown as it is, with a note on what was being done."""
-    leaves, treedef = jax.tree_util.tree_flatten((tuple(args), kwargs))
-    traced = [is_array(leaf) for leaf in leaves]
-    results: list[tuple[list[Any], list[bool], Any]] = []
+    leaves, treedef = jax.tree.flatten((tuple(args), kwargs))
+    traced = [is_input(leaf) for leaf in leaves]
+    unflatten: list[Callable[[Sequence[Leaf]], PyTree]] = []  # only fn's result tells, and make_jaxpr keeps the jaxpr
 
-    def flat(*arrays: Any) -> list[Any]:  # a new function each time: make_jaxpr caches by identity, and would go stale
-        given, kwargs = jax.tree_util.tree_unflatten(treedef, _merge(leaves, traced, arrays))
-        out, out_treedef = jax.tree_util.tree_flatten(fn(*given, **kwargs))
-        kept = [is_array(leaf) for leaf in out]
-        results.append(([None if array else leaf for leaf, array in zip(out, kept, strict=True)], kept, out_treedef))
-        return [leaf for leaf, array in zip(out, kept, strict=True) if array]
+    def flat(*arrays: jax.Array) -> list[jax.Array]:
+        # A new function each time: make_jaxpr caches by identity, and would go stale.
+        given, given_kwargs = jax.tree.unflatten(treedef, _merge(leaves, traced, arrays))
+        out, out_treedef = jax.tree.flatten(fn(*given, **given_kwargs))
+        computed = [is_input(leaf) for leaf in out]
+        # Without the arrays, which are tracers here and would outlive their trace.
+        others = [None if array else leaf for leaf, array in zip(out, computed, strict=True)]
+        unflatten.append(lambda values: jax.tree.unflatten(out_treedef, _merge(others, computed, values)))
+        return [leaf for leaf, array in zip(out, computed, strict=True) if array]
 
-    arrays = [leaf for leaf, array in zip(leaves, traced, strict=True) if array]
+    arrays = [leaf for leaf in leaves if is_input(leaf)]
     try:
         closed = jax.make_jaxpr(flat)(*arrays)
     except Exception as error:
         error.add_note(f"This happened while wn_jax traced {_name(fn)} to a jaxpr, {purpose}")
         raise
-    out, kept, out_treedef = results[-1]
-    return Program(
-        _body(closed), arrays, lambda values: jax.tree_util.tree_unflatten(out_treedef, _merge(out, kept, values))
-    )
+    return Program(_body(closed), arrays, unflatten[-1])
 
 
 def interpret(
     body: Body,
-    inputs: Sequence[Any],
-    rule: Callable[[Equation, list[Any], Site], Sequence[Any]],
+    inputs: Sequence[Value],
+    rule: Callable[[Equation, list[Value], Site], Sequence[Value]],
     site: Site = (),
-    literal: Callable[[Any], Any] = lambda value: value,
-    const: Callable[[Any], Any] = lambda value: value,
-) -> list[Any]:
+    literal: Callable[[Any], Value] = lambda value: value,
+    const: Callable[[Any], Value] = lambda value: value,
+) -> list[Value]:
     """Runs a program on values of any kind: `rule(equation, operands, site)` gives the results of each equation.
 
     `literal` and `const` make such values of the numbers in the program and of the arrays that it closes over.
@@ -101,34 +116,36 @@ def interpret(
     last_use = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, jex.Literal)}
     results = {var for var in jaxpr.outvars if not isinstance(var, jex.Literal)}
 
-    def read(var: Any) -> Any:
+    def read(var: jex.Var | jex.Literal) -> Value:
         return literal(var.val) if isinstance(var, jex.Literal) else env[var]
 
     for i, eqn in enumerate(jaxpr.eqns):
-        env.update(zip(eqn.outvars, rule(eqn, [read(var) for var in eqn.invars], (*site, i)), strict=True))
+        found = rule(eqn, [read(var) for var in eqn.invars], (*site, i))
+        env.update(zip(eqn.outvars, found, strict=True))
+        # What no later equation uses goes at once: an eager run would hold every intermediate array to its end.
         for var in (*eqn.invars, *eqn.outvars):
             if not isinstance(var, jex.Literal) and last_use.get(var, i) <= i and var not in results:
-                env.pop(var, None)  # an eager run would hold every intermediate array to its end
+                env.pop(var, None)
     return [read(var) for var in jaxpr.outvars]
 
 
-def bind(eqn: Equation, operands: Sequence[Any]) -> list[Any]:
+def bind(eqn: Equation, operands: Sequence[ArrayLike]) -> list[jax.Array]:
     """Runs one equation, as `jax.core.eval_jaxpr` does: under its source line, name scope and configuration."""
     # A variable for each operand, as one that the equation takes twice may have two values here.
-    inputs: list[Any] = [jex.Var(var.aval) for var in eqn.invars]
+    inputs = [jex.Var(aval) for aval in _avals(eqn.invars)]
     about = jex.DebugInfo("wn_jax", "bind", ("",) * len(inputs), ("",) * len(eqn.outvars))
-    alone = jex.Jaxpr((), inputs, list(eqn.outvars), [eqn.replace(invars=inputs)], eqn.effects, about)
+    alone = jex.Jaxpr((), inputs, list(eqn.outvars), [eqn.replace(invars=[*inputs])], eqn.effects, about)
     return list(jax.core.eval_jaxpr(alone, (), *operands))
 
 
-def shapes(eqn: Equation) -> list[tuple[int, ...]]:
+def shapes(eqn: Equation) -> list[Shape]:
     """The shapes of an equation's operands."""
-    return [var.aval.shape for var in eqn.invars]  # type: ignore[attr-defined]
+    return [aval.shape for aval in _avals(eqn.invars)]
 
 
-def outputs(eqn: Equation) -> list[Any]:
+def outputs(eqn: Equation) -> list[jax.core.ShapedArray]:
     """The abstract values of an equation's results."""
-    return [var.aval for var in eqn.outvars]
+    return _avals(eqn.outvars)
 
 
 def call(eqn: Equation) -> Body | None:
@@ -148,6 +165,7 @@ def is_plain_jit(eqn: Equation) -> bool:
     """Whether this is a `jit` that asks for nothing but compilation, so that running its body is the same."""
     if eqn.primitive is not primitive.jit_p or eqn.params["compiler_options_kvs"]:
         return False
+    # donated_invars, keep_unused and inline only say how to compile, and name is for people.
     plain = _plain_jit().params
     return all(
         item == plain[name][0]
@@ -156,12 +174,12 @@ def is_plain_jit(eqn: Equation) -> bool:
     )
 
 
-def again(eqn: Equation, run: Callable[..., list[Any]]) -> Callable[..., list[Any]] | None:
+def again(eqn: Equation, run: Callable[..., list[Value]]) -> Callable[..., list[Value]] | None:
     """For a `remat`: `run`, rematerialized under the same policy. `None` for anything else.
 
     A remat that was differentiated already holds its own backward pass; it cannot be made again, and gives `None`.
     """
-    known = {"jaxpr", "prevent_cse", "differentiated", "policy"}
+    known = {"jaxpr", "prevent_cse", "differentiated", "policy"}  # with another parameter, it may be another thing
     if eqn.primitive is not primitive.remat_p or set(eqn.params) != known or eqn.params["differentiated"]:
         return None
     return jax.checkpoint(run, prevent_cse=eqn.params["prevent_cse"], policy=eqn.params["policy"])
@@ -172,39 +190,51 @@ class Scan:
     """A `scan`: its operands are constants, then carries, then what it slices along the leading axis."""
 
     body: Body
+    """A trip: of constants, carries and slices, to carries and what is stacked."""
     num_consts: int
     num_carry: int
     length: int
+    """How many trips there are."""
     reverse: bool
-    unroll: Any
+    """Whether the last slice comes first."""
+    unroll: int | bool
+    """As `lax.scan` takes it."""
 
-    def split(self, operands: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    def grouped(self, operands: Sequence[Value]) -> tuple[list[Value], list[Value], list[Value]]:
         """Operands as (constants, carries, sliced)."""
-        first, second = self.num_consts, self.num_consts + self.num_carry
-        return list(operands[:first]), list(operands[first:second]), list(operands[second:])
+        return _cut(operands, self.num_consts, self.num_carry)
 
     def invariant(self) -> list[bool]:
         """Of each carry: whether every trip hands it on as it is."""
-        carries = self.body.jaxpr.invars[self.num_consts :]
-        return [carry is out for carry, out in zip(carries, self.body.jaxpr.outvars[: self.num_carry], strict=False)]
+        _, carries, _ = self.grouped(self.body.jaxpr.invars)
+        return [carry is out for carry, out in zip(carries, self.body.jaxpr.outvars[: self.num_carry], strict=True)]
 
-    def run(self, trip: Callable[[list[Any], list[Any]], tuple[list[Any], Any]], carry: Any, xs: Any) -> Any:
+    def run(
+        self, trip: Callable[[Carry, PyTree], tuple[Carry, Result]], carry: Carry, xs: PyTree
+    ) -> tuple[Carry, Result]:
         """`lax.scan` of `trip(carry, xs) -> (carry, ys)` over the same trips in the same order."""
         return jax.lax.scan(trip, carry, xs, length=self.length, reverse=self.reverse, unroll=self.unroll)
 
 
 def scan(eqn: Equation) -> Scan | None:
     """The parts of a `scan`, told by rank, as how many of each there are is written differently from JAX 0.11 on."""
+    # num_consts and num_carry until JAX 0.10, ft_in and ft_out from 0.11 on.
     known = {"jaxpr", "length", "reverse", "unroll", "num_consts", "num_carry", "ft_in", "ft_out"}
     if eqn.primitive is not primitive.scan_p or not set(eqn.params) <= known:
         return None
     body = _only_body(eqn)
+    # A carry has the rank that it has in a trip; what is sliced or stacked has one dimension more.
     kept = [out.ndim == aval.ndim for out, aval in zip(outputs(eqn), body.outputs, strict=True)]
     sliced = [len(shape) > aval.ndim for shape, aval in zip(shapes(eqn), body.inputs, strict=True)]
     num_carry = sum(kept)
-    num_consts = len(sliced) - sum(sliced) - num_carry
-    params = eqn.params
-    return Scan(body, num_consts, num_carry, params["length"], params["reverse"], params["unroll"])
+    return Scan(
+        body=body,
+        num_consts=len(sliced) - sum(sliced) - num_carry,
+        num_carry=num_carry,
+        length=eqn.params["length"],
+        reverse=eqn.params["reverse"],
+        unroll=eqn.params["unroll"],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,9 +242,15 @@ class While:
     """A `while`: its operands are the condition's constants, the body's constants, then the carries."""
 
     condition: Body
+    """Whether to go on: of its constants and the carries."""
     body: Body
+    """A trip: of its constants and the carries, to the carries."""
     condition_consts: int
     body_consts: int
+
+    def grouped(self, operands: Sequence[Value]) -> tuple[list[Value], list[Value], list[Value]]:
+        """Operands as (the condition's constants, the body's constants, carries)."""
+        return _cut(operands, self.condition_consts, self.body_consts)
 
     def invariant(self) -> list[bool]:
         """Of each carry: whether every trip hands it on as it is."""
@@ -226,9 +262,11 @@ def while_loop(eqn: Equation) -> While | None:
     """The parts of a `while_loop`."""
     if eqn.primitive is not primitive.while_p:
         return None
-    params = eqn.params
     return While(
-        _body(params["cond_jaxpr"]), _body(params["body_jaxpr"]), params["cond_nconsts"], params["body_nconsts"]
+        condition=_body(eqn.params["cond_jaxpr"]),
+        body=_body(eqn.params["body_jaxpr"]),
+        condition_consts=eqn.params["cond_nconsts"],
+        body_consts=eqn.params["body_nconsts"],
     )
 
 
@@ -245,12 +283,14 @@ def branches(eqn: Equation) -> list[Body] | None:
 _CALLS = frozenset({primitive.jit_p, primitive.remat_p, primitive.custom_jvp_call_p, primitive.custom_vjp_call_p})
 
 
-def _body(jaxpr: Any) -> Body:
+def _body(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> Body:
     """A closed or an open jaxpr as a `Body`; from JAX 0.11 on they are one class."""
-    return Body(getattr(jaxpr, "jaxpr", jaxpr), tuple(getattr(jaxpr, "consts", ())))
+    opened = cast(jex.Jaxpr, getattr(jaxpr, "jaxpr", jaxpr))
+    return Body(opened, tuple(getattr(jaxpr, "consts", ())))
 
 
 def _only_body(eqn: Equation) -> Body:
+    # By type and not by name: jit and remat call it "jaxpr", the custom rules have names of their own.
     found = [value for value in eqn.params.values() if isinstance(value, jex.Jaxpr | jex.ClosedJaxpr)]
     if len(found) != 1:
         raise NotImplementedError(
@@ -266,10 +306,21 @@ def _plain_jit() -> Equation:
     return jax.make_jaxpr(jax.jit(lambda x: x + 1))(0.0).eqns[0]
 
 
-def _merge(leaves: Sequence[Any], replaced: Sequence[bool], values: Sequence[Any]) -> list[Any]:
+def _avals(variables: Sequence[jex.Var | jex.Literal]) -> list[jax.core.ShapedArray]:
+    """The abstract values of variables. Those that are no arrays (tokens) have another type, and no shape."""
+    return [cast(jax.core.ShapedArray, var.aval) for var in variables]
+
+
+def _cut(operands: Sequence[Value], first: int, second: int) -> tuple[list[Value], list[Value], list[Value]]:
+    """The first so many, the next so many, and the rest."""
+    return list(operands[:first]), list(operands[first : first + second]), list(operands[first + second :])
+
+
+def _merge(leaves: Sequence[Leaf], replaced: Sequence[bool], values: Sequence[Leaf]) -> list[Leaf]:
+    """The leaves, with these values, in order, in the place of those that are replaced."""
     given = iter(values)
     return [next(given) if new else leaf for leaf, new in zip(leaves, replaced, strict=True)]
 
 
-def _name(fn: Any) -> str:
+def _name(fn: Callable[..., PyTree]) -> str:
     return getattr(fn, "__qualname__", None) or repr(fn)

@@ -1,4 +1,7 @@
-"""What the walk notes of a program: contractions, other uses and why they are none, and biases."""
+"""The notes of a walk through a program: contractions, other uses and why they are none, and biases.
+
+This file owns the notes, and the reasons in words. Who takes them is `walk`, who draws conclusions is `reading`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ import dataclasses
 import enum
 import math
 from collections.abc import Hashable
-from typing import Any
+
+import numpy as np
 
 from wn_jax._program.jaxpr import Site
 from wn_jax._program.views import Contraction, View
+from wn_jax._types import Shape
 
 
 class Reason(enum.StrEnum):
@@ -57,13 +62,16 @@ _EXPLANATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Around:
-    """What stands around an equation."""
+    """The loops, branches and rules around an equation."""
 
     trips: float = 1
     """How often the loops run it; infinity where a `while_loop` does."""
     loops: int = 0
+    """How many loops stand around it, one in the other."""
     branch: bool = False
+    """Whether a `cond` or `switch` may leave it out."""
     custom_rule: bool = False
+    """Whether it is the body of a function with a derivative rule of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +79,19 @@ class Use:
     """A contraction of a parameter with data. Axes are counted from 0."""
 
     site: Site
+    """Where the contraction stands."""
     how: str
+    """Its primitive's name, for a person to read."""
     view: View
+    """The parameter, as the contraction meets it."""
     contraction: Contraction
-    output: tuple[int, ...]
-    dtype: Any
-    """Of the output."""
+    """What becomes of each dimension of that view."""
+    output: Shape
+    """The output's shape."""
+    dtype: np.dtype
+    """The output's dtype."""
     around: Around
+    """What stands around it."""
 
     @property
     def reduction(self) -> frozenset[int]:
@@ -109,8 +123,9 @@ class Problem:
     """A use that is no contraction with data."""
 
     reason: Reason
+    """Why it is none."""
     by: str
-    """What does it, for a person to read."""
+    """The operation that does it, for a person to read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,18 +133,22 @@ class Bias:
     """A parameter that is added to the output of a contraction."""
 
     site: Site
+    """Where the addition stands."""
     operand: int
     """Which operand of the addition it is."""
     view: View
+    """The parameter, as the addition meets it."""
     output: View
     """The contraction's output, as the addition meets it."""
 
 
 @dataclasses.dataclass
 class Notes:
-    """What the walk found, by parameter."""
+    """All that a walk found."""
 
     uses: dict[Hashable, list[Use | Problem]] = dataclasses.field(default_factory=dict)
+    """By parameter, in the order of the program."""
     returned: set[Hashable] = dataclasses.field(default_factory=set)
-    biases: dict[Site, Bias] = dataclasses.field(default_factory=dict)
+    """The parameters that the program returns as they are."""
+    biases: dict[Hashable, Bias] = dataclasses.field(default_factory=dict)
     """By the site of the contraction."""

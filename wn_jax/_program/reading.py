@@ -1,24 +1,27 @@
 """A program whose parameters were followed: what was noted of each leaf, and where its scale goes.
 
-This file brings a user's function and its trees to the walk, with an abstract weight in the place of each node. What is
-said of the result to users is `_uses`'s.
+This file brings a user's function and its trees to the walk, with an abstract weight in the place of each node. The
+conclusions that others share are here; those that users read are `_uses`'s.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
-from wn_jax._node import is_node
-from wn_jax._program.jaxpr import Program, is_array, trace
+from wn_jax import _types
+from wn_jax._node import Node, is_node
+from wn_jax._program.jaxpr import Program, is_input, trace
 from wn_jax._program.notes import Bias, Notes, Problem, Reason, Use
 from wn_jax._program.walk import walk
 from wn_jax._tree import abstract_weight, flatten
+from wn_jax._types import Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +29,21 @@ class Leaf:
     """A parameter leaf in a program, and what the walk noted of it."""
 
     path: str
+    """Its path in its tree. Arrays in one box share it."""
     position: int
     """Which leaf of its tree it is."""
     input: int
     """Which input of the program it is."""
-    aval: Any
-    node: Any
+    aval: jax.core.ShapedArray
+    """Its shape and dtype; of a node, those of its weight."""
+    node: Node | None
     """The node that stands there, if one does."""
     reduced: frozenset[int] | None
     """The axes, counted from 0, along which that node's scale does not vary."""
     notes: tuple[Use | Problem, ...]
+    """Its uses, in the order of the program."""
     returned: bool
+    """Whether the program returns it as it is."""
 
     @property
     def uses(self) -> list[Use]:
@@ -53,13 +60,14 @@ class Leaf:
                 return note
             if note.problem:
                 return Problem(note.problem, note.how)
+        # To be returned besides is no problem: a scale stays on the weight then (`_can_scale_outputs`).
         if not self.uses:
             return Problem(Reason.RETURNED if self.returned else Reason.UNUSED, "")
         return None if len({use.reduction for use in self.uses}) == 1 else Problem(Reason.DISAGREE, "")
 
-    def axes(self, kept: frozenset[int]) -> tuple[int, ...]:
-        """Axes counted from the end."""
-        return tuple(sorted(axis - self.aval.ndim for axis in kept))
+    def axes(self, axes: frozenset[int]) -> tuple[int, ...]:
+        """Axes that are counted from 0, counted from the end."""
+        return tuple(sorted(axis - self.aval.ndim for axis in axes))
 
     @property
     def sliced(self) -> bool:
@@ -105,50 +113,89 @@ class Reading:
 
     program: Program
     leaves: list[Leaf]
-    biases: dict[Any, Bias]
+    """The parameters, in the order of the program's inputs."""
+    biases: Mapping[Hashable, Bias]
+    """By the site of the contraction to whose output they are added. The source of their view is an input's number."""
 
 
 def read(
-    fn: Callable[..., Any],
+    fn: Callable[..., PyTree],
     argnums: Sequence[int],
-    args: Sequence[Any],
+    args: Sequence[PyTree],
     kwargs: dict[str, Any],
     purpose: str,
     data_in_consts: bool = False,
 ) -> Reading:
-    """Traces `fn`, with an abstract weight in place of each node, and follows the parameters in `argnums`."""
+    """Traces `fn`, with an abstract weight in place of each node, and follows the parameters in `argnums`.
+
+    `purpose` completes the note on an error of `fn`. `data_in_consts`: whether arrays that `fn` closes over count as
+    data; where no argument but the parameters is an array, they do in any case.
+    """
     check_position(argnums, args, kwargs)
     plain = list(args)
-    found: list[dict[str, Any]] = []
-    for position in sorted(argnums):
-        offset = sum(map(is_array, jax.tree_util.tree_leaves(plain[:position])))
-        paths, leaves, treedef = flatten(args[position])
-        weights = []
-        for i, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
-            weight, node, reduced = leaf, None, None
-            if is_node(leaf):
-                node, (weight, scale) = leaf, abstract_weight(leaf)
-                reduced = frozenset(axis for axis, size in enumerate(scale.shape) if size == 1)
-            weights.append(weight)
-            arrays = sum(map(is_array, jax.tree_util.tree_leaves(weight)))
-            for _ in range(arrays):
-                found.append({"path": path, "position": i, "input": offset, "node": node, "reduced": reduced})
-                offset += 1
-        plain[position] = jax.tree_util.tree_unflatten(treedef, weights)
+    by_input: dict[int, _Parameter] = {}
+    for argnum in sorted(argnums):
+        parameters, plain[argnum] = _parameters(args[argnum])
+        first = _count_inputs(plain[:argnum])
+        for parameter in parameters:
+            inputs = range(first, first + _count_inputs(parameter.plain))
+            by_input.update(dict.fromkeys(inputs, parameter))
+            first = inputs.stop
     traced = trace(fn, plain, kwargs, purpose)
-    names: list[int | None] = [None] * len(traced.arrays)
-    for leaf in found:
-        names[leaf["input"]] = leaf["input"]
+    names = [i if i in by_input else None for i in range(len(traced.arrays))]
     notes = walk(traced.body, names, data_in_consts or None not in names)
-    return Reading(traced, [_leaf(traced, notes, **leaf) for leaf in found], notes.biases)
+    return Reading(traced, [_leaf(i, parameter, traced, notes) for i, parameter in by_input.items()], notes.biases)
 
 
-def _leaf(traced: Program, notes: Notes, input: int, **found: Any) -> Leaf:
-    noted: Any = {"notes": tuple(notes.uses.get(input, ())), "returned": input in notes.returned}
-    return Leaf(input=input, aval=traced.body.inputs[input], **noted, **found)
+@dataclasses.dataclass(frozen=True)
+class _Parameter:
+    """A leaf of a parameter tree, before its program is traced."""
+
+    path: str
+    position: int
+    """Which leaf of its tree it is."""
+    plain: _types.Leaf
+    """The tree that is traced: of a node, its abstract weight. A box may hold several inputs; a number is none."""
+    node: Node | None
+    """The node that stands there, if one does."""
+    reduced: frozenset[int] | None
+    """The axes along which the node's scale does not vary."""
 
 
-def check_callable(name: str, fn: Any) -> None:
+def _parameters(tree: Params) -> tuple[list[_Parameter], Params]:
+    """The leaves of a parameter tree, and the tree with abstract weights in place of its nodes."""
+    paths, leaves, treedef = flatten(tree)
+    parameters = []
+    for position, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+        if is_node(leaf):
+            plain, scale = abstract_weight(leaf)
+            reduced = frozenset(axis for axis, size in enumerate(scale.shape) if size == 1)
+            parameters.append(_Parameter(path, position, plain, leaf, reduced))
+        else:
+            parameters.append(_Parameter(path, position, leaf, None, None))
+    return parameters, jax.tree.unflatten(treedef, [parameter.plain for parameter in parameters])
+
+
+def _count_inputs(tree: PyTree) -> int:
+    """How many inputs of a program a tree is."""
+    return sum(map(is_input, jax.tree.leaves(tree)))
+
+
+def _leaf(number: int, parameter: _Parameter, traced: Program, notes: Notes) -> Leaf:
+    """A parameter that is an input of a program, with what was noted of it."""
+    return Leaf(
+        path=parameter.path,
+        position=parameter.position,
+        input=number,
+        aval=traced.body.inputs[number],
+        node=parameter.node,
+        reduced=parameter.reduced,
+        notes=tuple(notes.uses.get(number, ())),
+        returned=number in notes.returned,
+    )
+
+
+def check_callable(name: str, fn: object) -> None:
     """Raises where `fn` is no function."""
     if not callable(fn):
         raise TypeError(f"{name} takes a function, such as model.apply; got {type(fn).__name__}")
