@@ -85,14 +85,15 @@ class WeightUse:
     path: str
     """The leaf's path in its tree."""
     shape: Shape
-    """The weight's shape, as are the dtype and the axes those of the weight where a node stands."""
+    """The shape of the leaf, or of the weight of a node that stands there."""
     dtype: np.dtype
+    """The dtype, likewise."""
     reduction: tuple[int, ...] | None
     """The axes that are summed over; `None` where the leaf is left alone."""
     feature: tuple[int, ...] | None
     """The axes that are axes of the output; `None` where the leaf is left alone."""
     batch: tuple[int, ...] | None
-    """The axes that count copies: scanned layers, ensembles, the batch dimensions of a matmul. `None` as before."""
+    """The axes that count copies: scanned layers, ensembles, the batch dimensions of a matmul; or `None`."""
     uses: tuple[str, ...]
     """The operations that contract it."""
     scale: Literal["output", "weight"] | None

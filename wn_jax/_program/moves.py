@@ -54,9 +54,9 @@ class Move:
     axes: Callable[[Equation, View], View | None]
     """Where the axes go: from the view of the operand that is moved to that of the result. `None` where they mix."""
     factors: Callable[..., Factored | None] | None
-    """What becomes of the factors: `(eqn, *values)`, the moved ones `Factored`, to the result.
+    """Where the factors go: from `(eqn, *values)`, the moved ones `Factored`, to the result.
 
-    It gives `None` where the result must be made of the weight. So it must always where there is no rule.
+    A rule gives `None` where the operation must get the weight. Where there is no rule, it always must.
     """
     why_not: str = ""
     """Why there is no rule for the factors."""

@@ -85,13 +85,13 @@ class Use:
     view: View
     """The parameter, as the contraction meets it."""
     contraction: Contraction
-    """What becomes of each dimension of that view."""
+    """The part that each dimension of that view takes in it."""
     output: Shape
     """The output's shape."""
     dtype: np.dtype
     """The output's dtype."""
     around: Around
-    """What stands around it."""
+    """The loops and branches around it."""
 
     @property
     def reduction(self) -> frozenset[int]:

@@ -15,7 +15,6 @@ import jax
 import jax.core
 import jax.numpy as jnp
 
-from wn_jax import _types
 from wn_jax._node import Node, is_node
 from wn_jax._program.jaxpr import Program, is_input, trace
 from wn_jax._program.notes import Bias, Notes, Problem, Reason, Use
@@ -154,7 +153,7 @@ class _Parameter:
     path: str
     position: int
     """Which leaf of its tree it is."""
-    plain: _types.Leaf
+    plain: PyTree
     """The tree that is traced: of a node, its abstract weight. A box may hold several inputs; a number is none."""
     node: Node | None
     """The node that stands there, if one does."""

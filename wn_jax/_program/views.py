@@ -26,9 +26,9 @@ class View:
     """An array whose dimensions are axes of `source`: a parameter, or the output of a contraction."""
 
     source: Hashable
-    """What names it: an input of the program, or the site of the contraction."""
+    """Its name: the number of an input of the program, or the site of the contraction."""
     dims: tuple[Dim, ...]
-    """What each dimension of the array is."""
+    """The axes in each dimension of the array."""
     partial: frozenset[int] = frozenset()
     """Axes of which the array holds only a slice, or which others were concatenated to."""
     shared: bool = False
