@@ -1,17 +1,23 @@
-"""Nodes inside `shard_map`, where an array is one shard, and only the caller knows along which axes."""
+"""Nodes inside `shard_map`, where an array is one shard, and only the caller knows along which axes.
+
+This file owns the statement, `in_shard_map`, its checks against what JAX knows, and the node that carries it. The
+norms over shards are `_norms`'s.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Collection
 
 import jax
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from wn_jax._boxes import unbox
-from wn_jax._node import WeightNorm, is_node
-from wn_jax._sharding import shardings
+from wn_jax._node import WeightNorm
+from wn_jax._sharding import shape_of, shardings
 from wn_jax._tree import flatten
+from wn_jax._types import Leaf, Params, Specs
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("g", "v"), meta_fields=("axes", "axis_names"))
@@ -19,10 +25,11 @@ from wn_jax._tree import flatten
 class LocalWeightNorm(WeightNorm):
     """The shard of a node, with the mesh axes that its reduction axes are sharded over; norms add up over these."""
 
-    axis_names: tuple[str, ...] = ()  # type: ignore[misc]
+    axis_names: tuple[str, ...] = ()
+    """The mesh axes. Of `WeightNorm` this is a constant of the class, `None`: there nobody said."""
 
 
-def in_shard_map(params: Any, specs: Any) -> Any:
+def in_shard_map(params: Params, specs: Specs) -> Params:
     """States, inside `shard_map` or `pmap`, how the weights are sharded, so that their nodes can be rebuilt.
 
     There a node holds shards, and a norm over its local `v` alone would be wrong without anyone noticing. So a node
@@ -48,6 +55,8 @@ def in_shard_map(params: Any, specs: Any) -> Any:
     Raises:
         ValueError: a spec is missing, does not fit, or names no axis of the mesh; or (with `check_vma`) it says that a
             weight is sharded over an axis along which it is the same on all devices, or does not say that it is.
+        RuntimeError: this JAX does not say what it knows under the name that wn_jax looks for, so that nothing could be
+            checked.
 
     >>> import jax, jax.numpy as jnp, wn_jax as wn
     >>> from jax.sharding import PartitionSpec as P
@@ -68,48 +77,79 @@ def in_shard_map(params: Any, specs: Any) -> Any:
         return params
     return treedef.unflatten(
         [
-            _stated(path, leaf, spec.v) if is_node(leaf) else leaf
+            _stated(path, leaf, spec.v) if isinstance(leaf, WeightNorm) else leaf
             for path, leaf, spec in zip(paths, leaves, given, strict=True)
         ]
     )
 
 
-def _stated(path: str, node: WeightNorm, spec: Any) -> LocalWeightNorm:
-    """The node with what the spec of its `v` says."""
-    names = _names(path, unbox(spec))
+def _stated(path: str, node: WeightNorm, spec: Specs) -> LocalWeightNorm:
+    """The node with what the spec of its `v` says, after it was checked against what JAX knows."""
+    v = unbox(node.v)
+    if shape_of(v) is None:
+        raise ValueError(
+            f"{path!r}: the node has a {type(v).__name__} in the place of v, so it stands for no weight; state it of "
+            "whole parameters, before they are masked"
+        )
     mesh = jax.sharding.get_abstract_mesh()
-    unknown = [name for dim in names for name in dim if name not in mesh.axis_names]
-    if unknown:
+    names = _names(path, unbox(spec))
+    named = [name for dim in names for name in dim]
+    if unknown := [name for name in named if name not in mesh.axis_names]:
         raise ValueError(f"{path!r}: the mesh has no axis {unknown[0]!r}; its axes are {tuple(mesh.axis_names)}")
-    ndim = unbox(node.v).ndim
-    reduction = [name for i, dim in enumerate(names) if i - ndim in node.axes for name in dim]
+    reduction = [name for i, dim in enumerate(names) if i - v.ndim in node.axes for name in dim]
     axis_names = tuple(name for name in reduction if name in mesh.manual_axes)
-    for name in axis_names:  # with check_vma off, nothing is known to vary
-        if _varies(jax.lax.axis_index(name), name) and not _varies(unbox(node.v), name):
+    _check_statement(path, v, axis_names, named, mesh)
+    return LocalWeightNorm(node.g, node.v, node.axes, axis_names)
+
+
+def _check_statement(
+    path: str, v: jax.Array, reduction: Collection[str], named: Collection[str], mesh: AbstractMesh
+) -> None:
+    """Raises where JAX knows better along which mesh axes `v` differs between devices.
+
+    The reduction axes of `v` are said to be sharded over the mesh axes `reduction`, and all of its axes over `named`.
+    """
+    varying = _varying(v)
+    for name in reduction:
+        # With check_vma off nothing is known to vary, not even an index that does: then there is nothing to check by.
+        is_known = name in _varying(jax.lax.axis_index(name))
+        if is_known and name not in varying:
             raise ValueError(
                 f"{path!r}: specs say that its reduction axes are sharded over {name!r}, but it is the same on all "
                 "devices along that axis; give the specs that in_specs has for it"
             )
-    named = {name for dim in names for name in dim}
-    unnamed = [name for name in mesh.manual_axes if name not in named and _varies(unbox(node.v), name)]
+    unnamed = [name for name in mesh.manual_axes if name not in named and name in varying]
     if unnamed:
         raise ValueError(
             f"{path!r}: specs do not name {unnamed[0]!r}, but it differs between devices along that axis; give the "
             "specs that in_specs has for it, and state them before a jax.lax.pcast"
         )
-    return LocalWeightNorm(node.g, node.v, node.axes, axis_names)
 
 
-def _varies(x: jax.Array, name: str) -> bool:
-    """Whether JAX knows that an array differs along a mesh axis."""
-    return name in getattr(getattr(jax.typeof(x), "manual_axis_type", None), "varying", ())
+def _varying(x: jax.Array) -> frozenset[str]:
+    """The mesh axes along which JAX knows that an array differs between devices; none with `check_vma=False`.
+
+    Raises:
+        RuntimeError: JAX does not say it under this name.
+    """
+    # No default for a name that is missing: with an empty one, both checks would pass whatever is stated, and norms be
+    # those of shards. JAX has renamed it before: until 0.10 it was jax.typeof(x).vma.
+    try:
+        return jax.typeof(x).manual_axis_type.varying
+    except AttributeError as error:
+        raise RuntimeError(
+            f"jax {jax.__version__} does not say along which mesh axes an array differs between devices under the name "
+            "that wn_jax looks for, jax.typeof(x).manual_axis_type.varying, so what in_shard_map is told cannot be "
+            "checked. Please report this with the version. Until it is mended, call wn_jax.reconstruct(params) outside "
+            "of shard_map and pass the plain weights in, or use another version of JAX"
+        ) from error
 
 
-def _names(path: str, spec: Any) -> list[tuple[str, ...]]:
+def _names(path: str, spec: Leaf) -> list[tuple[str, ...]]:
     """The mesh axes of each axis."""
-    spec = spec.spec if isinstance(spec, jax.sharding.NamedSharding) else spec
-    if not isinstance(spec, (jax.sharding.PartitionSpec, tuple)):
+    entries = spec.spec if isinstance(spec, NamedSharding) else spec
+    if not isinstance(entries, (PartitionSpec, tuple)):
         raise ValueError(
-            f"{path!r}: its spec is {spec!r}, which does not say how it is sharded; for whole weights, say P()"
+            f"{path!r}: its spec is {entries!r}, which does not say how it is sharded; for whole weights, say P()"
         )
-    return [dim if isinstance(dim, tuple) else () if dim is None else (dim,) for dim in spec]
+    return [dim if isinstance(dim, tuple) else () if dim is None else (dim,) for dim in entries]

@@ -1,13 +1,16 @@
 """What is refused inside `shard_map` and `pmap`, where a norm over one shard would be wrong without anyone noticing."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 import wn_jax as wn
+from tests.core.foreign_box import Foreign
 from tests.core.shard_map_cases import CASES, mesh, sharded
 from tests.messages import pattern
 from wn_jax import optim
@@ -97,3 +100,50 @@ def test_a_node_of_another_kind_is_refused():
     local = jax.shard_map(lambda node: wn.in_shard_map(node, P("fsdp")), mesh=mesh(), in_specs=P("fsdp"), out_specs=P())
     with pytest.raises(ValueError, match="is for a Doubled; only those of WeightNorm nodes are known"):
         local(Doubled(jnp.ones((4, 2))))
+
+
+def test_a_box_of_another_kind_is_refused():
+    nodes = CASE.nodes()
+    specs = {"w": Foreign(nodes["w"].v), "b": P()}
+    local = sharded(CASE, lambda nodes, x: wn.in_shard_map(nodes, specs)["b"], nodes)
+    with pytest.raises(ValueError, match=pattern("'w': its spec is a Foreign around an array")):
+        local(nodes, CASE.data()[0])
+
+
+@pytest.mark.parametrize("v", [optax.MaskedNode(), None])
+def test_a_node_that_was_masked_is_refused(v):
+    nodes = CASE.nodes()
+
+    def local(nodes, x):
+        masked = dataclasses.replace(nodes["w"], v=v)
+        return wn.in_shard_map({"w": masked, "b": nodes["b"]}, P())["b"]
+
+    with pytest.raises(ValueError, match=pattern("'w': .*a " + type(v).__name__ + " in the place of v.*masked")):
+        sharded(CASE, local, nodes)(nodes, CASE.data()[0])
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("specs", [CASE.specs, {"w": P("model"), "b": P()}, {"w": P(), "b": P()}, P(("fsdp", "model"))])
+@pytest.mark.parametrize("named", [None, types.SimpleNamespace(), types.SimpleNamespace(varying_axes=("fsdp",))])
+def test_a_jax_that_names_it_otherwise_is_refused(monkeypatch, named, specs, check_vma):
+    """Right or wrong, a statement that cannot be checked against what JAX knows is none to rely on."""
+    typeof = types.SimpleNamespace() if named is None else types.SimpleNamespace(manual_axis_type=named)
+    nodes = CASE.nodes()
+    local = sharded(CASE, lambda nodes, x: wn.in_shard_map(nodes, specs)["b"], nodes, check_vma=check_vma)
+    monkeypatch.setattr(jax, "typeof", lambda x: typeof)
+    message = f"jax {jax.__version__} .*jax.typeof(x).manual_axis_type.varying.*report.*wn_jax.reconstruct(params)"
+    with pytest.raises(RuntimeError, match=pattern(message)):
+        local(nodes, CASE.data()[0])
+
+
+def test_it_reads_what_jax_knows():
+    """Where a JAX release says it otherwise, this fails first."""
+    found = {}
+
+    def local(x):
+        found[check_vma] = jax.typeof(x).manual_axis_type.varying
+        return x
+
+    for check_vma in (True, False):
+        jax.shard_map(local, mesh=mesh(), in_specs=P("fsdp"), out_specs=P("fsdp"), check_vma=check_vma)(jnp.ones(4))
+    assert found == {True: {"fsdp"}, False: set()}

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import wn_jax as wn
+from tests.core.foreign_box import Foreign
 from tests.messages import pattern
 
 PLAIN = {"kernel": jnp.arange(1.0, 65).reshape(8, 8), "bias": jnp.ones(8)}
@@ -248,3 +249,82 @@ def test_a_tree_of_boxes_may_hold_bare_arrays():
     boxed = {"w": nn.Partitioned(jnp.ones((4, 6)), ("x", "y")), "b": jnp.ones(6)}
     nodes = wn.reparameterize(boxed, {"w": -2})
     assert jax.tree.leaves(wn.shardings(nodes, boxed)) == [P(), P(None, "y"), P("x", "y")]
+
+
+class Silent(jax.sharding.Sharding):
+    """A sharding that does not even say whether it is one."""
+
+
+def param(value, **metadata):
+    """An NNX box, made where no mesh is set."""
+    with nnx.use_eager_sharding(False):
+        return nnx.Param(value, **metadata)
+
+
+KERNEL = PLAIN["kernel"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (lambda: Foreign(KERNEL), "'kernel': its spec is a Foreign around an array.*get_partition_spec.*give a Part"),
+        (lambda: nn.Partitioned(KERNEL, names=None), "'kernel': its spec is a Partitioned.*not say.*TypeError.*give"),
+        (lambda: nn.Partitioned(KERNEL, names=3), "'kernel': its spec is a Partitioned.*not say.*TypeError.*give"),
+        (lambda: param(KERNEL, out_sharding=3), "'kernel': its spec is a Param.*not say how.*TypeError.*give"),
+        (lambda: nn.Partitioned(P(), names=3), "'kernel': its spec is in a Partitioned whose sharding is a int, which"),
+        (lambda: param(P(), out_sharding="fsdp"), "'kernel': its spec is in a Param whose sharding is a str, which"),
+        (lambda: mesh(2, 2, 2), "'kernel': its spec is of type Mesh; expected a PartitionSpec"),
+        (lambda: param(mesh(2, 2, 2)), "'kernel': its spec is of type Mesh; expected a PartitionSpec"),
+        (lambda: Foreign(Foreign(KERNEL)), "'kernel': its spec is of type Foreign; expected a PartitionSpec"),
+        (lambda: Silent(), "'kernel': its spec is a Silent, which has no names of axes"),
+    ],
+)
+def test_boxes_and_specs_of_other_kinds(nodes, spec, message):
+    with pytest.raises(ValueError, match="(?s)" + pattern(message)):
+        wn.shardings(nodes, {"kernel": spec(), "bias": P()})
+
+
+def test_a_box_of_another_kind_around_a_spec_stays(nodes):
+    kernel = wn.shardings(nodes, {"kernel": Foreign(P("fsdp", "model")), "bias": P()})["kernel"]
+    assert (type(kernel.g), type(kernel.v)) == (Foreign, Foreign)
+    assert (kernel.g.value, kernel.v.value) == (P(None, "model"), P("fsdp", "model"))
+
+
+@pytest.mark.parametrize("abstract", [True, False])
+@pytest.mark.parametrize("metadata", [{"out_sharding": ("fsdp", "model")}, {"out_sharding": P("fsdp", "model")}])
+def test_a_box_of_nnx_around_an_array_gives_its_names(nodes, metadata, abstract):
+    box = param(KERNEL, **metadata)
+    specs = wn.shardings(nodes, {"kernel": jax.eval_shape(lambda: box) if abstract else box, "bias": jnp.ones(8)})
+    assert parts(specs) == parts({"kernel": node(P(None, "model"), P("fsdp", "model")), "bias": P()})
+
+
+@pytest.mark.parametrize(
+    ("half", "message"),
+    [
+        ("v", "'0': its spec is for a node whose v is a str.*as params"),
+        (P(), "'0': its spec is for a node whose v is a P.*as params"),
+        (2.0, "'0': its spec is for a node whose v is a float.*as params"),
+        ({"a": KERNEL}, "'0': its spec is for a node whose v is a dict.*as params"),
+    ],
+)
+def test_nodes_that_hold_something_else_than_arrays(half, message):
+    """As trees of labels or specs do, or of numbers, and what an optimizer may keep for a leaf."""
+    with pytest.raises(ValueError, match=pattern(message)):
+        wn.shardings([node(half, half)], P())
+
+
+def test_a_leaf_with_something_else_named_shape():
+    leaf = type("Layer", (), {"shape": 3})()
+    assert wn.shardings([leaf], P("fsdp")) == [P("fsdp")]
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        (lambda: nn.Partitioned(KERNEL, names=3), "'kernel'.*a Partitioned whose sharding is a int, which has"),
+        (lambda: param(KERNEL, out_sharding="a"), "'kernel'.*a Param whose sharding is a str, which has"),
+    ],
+)
+def test_a_weight_in_a_box_whose_names_are_none(box, message):
+    with pytest.raises(ValueError, match=pattern(message)):
+        wn.reparameterize({"kernel": box()}, {"kernel": -2})
