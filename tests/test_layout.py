@@ -14,7 +14,8 @@ from tests.experiments.commands import ROOT, invoke
 
 ORDER = {
     "wn_jax": [
-        ["_types", "_norms", "_boxes"],
+        ["_types"],
+        ["_norms", "_boxes"],
         ["_node"],
         ["_tree", "_interop"],
         ["_transform", "_sharding"],

@@ -2,6 +2,8 @@
 
 Without them the first returns a node unsaved and the second refuses the tree. Both formats carry the axes, as `g`
 and `v` alone do not say which weight they stand for.
+
+This file owns what other libraries ask of a node's type. What goes into a file of our own is `_saving`'s.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ import numpy as np
 from flax import serialization
 
 from wn_jax._node import WeightNorm
+from wn_jax._types import PyTree
 
 
-def _to_state_dict(node: WeightNorm) -> dict[str, Any]:
+def _to_state_dict(node: WeightNorm) -> dict[str, PyTree]:
+    """The node as Flax's state dicts have it: nested dicts of arrays, by field."""
     return {
         "g": serialization.to_state_dict(node.g),
         "v": serialization.to_state_dict(node.v),
@@ -24,7 +28,12 @@ def _to_state_dict(node: WeightNorm) -> dict[str, Any]:
     }
 
 
-def _from_state_dict(target: WeightNorm, state: Any) -> WeightNorm:
+def _from_state_dict(target: WeightNorm, state: PyTree) -> WeightNorm:
+    """A node like the target, from a state dict, which anything may have been saved in.
+
+    Raises:
+        ValueError: it is not that of a node, or of one with other axes.
+    """
     path = serialization.current_path()
     if not isinstance(state, dict) or set(state) != {"g", "v", "axes"}:
         found = sorted(state) if isinstance(state, dict) else f"a {type(state).__name__}"
@@ -48,10 +57,10 @@ jax.export.register_pytree_node_serialization(
     WeightNorm,
     serialized_name="wn_jax.WeightNorm",
     serialize_auxdata=lambda axes: json.dumps(axes).encode(),
-    deserialize_auxdata=lambda data: _restore_axes(json.loads(data)),
+    deserialize_auxdata=lambda data: _tuples(json.loads(data)),
 )
 
 
-def _restore_axes(data: Any) -> Any:
+def _tuples(data: list[Any] | int) -> tuple[Any, ...] | int:
     """Tuples, which the treedef compares, from the lists that JSON makes of them."""
-    return tuple(_restore_axes(item) for item in data) if isinstance(data, list) else data
+    return tuple(map(_tuples, data)) if isinstance(data, list) else data

@@ -1,4 +1,7 @@
-"""The file format: named arrays in a `.safetensors` file, and in its metadata what they stand for."""
+"""The file format: named arrays in a `.safetensors` file, and in its metadata what they stand for.
+
+This file owns bytes on disk, and that they are there whole or not at all. Which arrays a tree has is `_saving`'s.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,20 +30,21 @@ _DTYPES = (*_INTEGERS, "float16", "bfloat16", "float32", "float64", "complex64")
 
 @dataclasses.dataclass
 class Content:
-    """What a file holds. Every leaf of the saved tree is in `paths`."""
+    """The content of a file. Every leaf of the saved tree is in `paths`."""
 
     paths: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """The keys that lead to a leaf, by its name: these keys joined by '/'."""
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """The arrays, by their names in the file: the leaf's name, or those that `of_node` gives."""
     nodes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    """The axes of the leaves that are nodes. Their arrays have the names that `of_node` gives."""
+    """The reduction axes of the leaves that are nodes."""
     numbers: dict[str, int | float] = dataclasses.field(default_factory=dict)
     """The leaves that are numbers of Python."""
     keys: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of arrays that are the data of random keys, the kind of key."""
 
 
-_FACTS = ("paths", "nodes", "numbers", "keys")
+_FACTS = ("paths", "nodes", "numbers", "keys")  # of the fields, those in the metadata
 
 
 def of_node(name: str) -> tuple[str, str]:
@@ -61,12 +64,17 @@ def write(path: Path, content: Content) -> None:
             raise ValueError(f"{name!r} is {array.dtype}; a file can hold {', '.join(_DTYPES)}. Cast it, or use Orbax")
     if "__metadata__" in content.arrays:
         raise ValueError("'__metadata__' is a word of the format; rename that leaf")
-    facts = {"version": _VERSION, **{key: getattr(content, key) for key in _FACTS}}
     path = Path(os.path.realpath(path))  # a link stays a link
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first")
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; name a file in it")
+    facts = {"version": _VERSION, **{key: getattr(content, key) for key in _FACTS}}
+    _put_in_place(path, content.arrays, {_METADATA: json.dumps(facts)})
+
+
+def _put_in_place(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a file in a folder beside it, and move it when it is complete."""
     # A folder of our own, as safetensors makes further files; beside the file, as renaming is atomic there.
     workshop = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     temporary = workshop / path.name
@@ -74,7 +82,7 @@ def write(path: Path, content: Content) -> None:
         workshop.mkdir()
         temporary.touch()
         mode = (path if path.exists() else temporary).stat().st_mode
-        safetensors.numpy.save_file(content.arrays, temporary, {_METADATA: json.dumps(facts)})
+        safetensors.numpy.save_file(arrays, temporary, metadata)
         temporary.chmod(mode)
         _flush(temporary)
         os.replace(temporary, path)
@@ -86,7 +94,7 @@ def write(path: Path, content: Content) -> None:
 
 
 def read(path: Path) -> Content:
-    """What `write` wrote.
+    """The content that `write` wrote.
 
     Raises:
         ValueError: the file is cut off, or not one of ours.
@@ -94,7 +102,8 @@ def read(path: Path) -> Content:
     """
     with _opened(path) as file:
         metadata = (file.metadata() or {}).get(_METADATA)
-        arrays = {name: file.get_tensor(name) for name in file.keys()} if metadata else {}  # noqa: SIM118
+        names = file.keys() if metadata else ()
+        arrays = {name: file.get_tensor(name) for name in names}
     if metadata is None:
         raise ValueError(
             f"{path}: a safetensors file, but not one that wn_jax.save wrote: nothing in it says which arrays are g "
@@ -104,24 +113,30 @@ def read(path: Path) -> Content:
         facts = json.loads(metadata)
         version = facts["version"]
         if version == _VERSION:
-            facts["nodes"] = {name: tuple(axes) for name, axes in facts["nodes"].items()}
+            facts["nodes"] = {name: tuple(axes) for name, axes in facts["nodes"].items()}  # JSON has no tuples
             content = Content(arrays=arrays, **{key: dict(facts[key]) for key in _FACTS})
-            _check(content)
+            _check_content(content)
             return content
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON of another form than ours raises any
         raise ValueError(f"{path}: its metadata is damaged ({type(error).__name__}: {error})") from None
     raise ValueError(f"{path}: of format {version}; this wn_jax reads {_VERSION}: install a newer one")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that another program wrote. Raises as `read`."""
+    """The arrays of a file that another program wrote.
+
+    Raises:
+        ValueError: the file is cut off, is one of ours, or has an array of a dtype that NumPy does not know.
+        OSError: it cannot be read.
+    """
     with _opened(path) as file:
         if _METADATA in (file.metadata() or {}):
             raise ValueError(f"{path} was written by wn_jax.save; wn_jax.load reads it, nodes and all")
-        return {name: _foreign(path, file, name) for name in file.keys()}  # noqa: SIM118
+        names = file.keys()
+        return {name: _array(path, file, name) for name in names}
 
 
-def _foreign(path: Path, file: Any, name: str) -> np.ndarray:
+def _array(path: Path, file: safetensors.safe_open, name: str) -> np.ndarray:
     try:
         return file.get_tensor(name)
     except (AttributeError, TypeError):  # what safetensors raises where NumPy has no such dtype
@@ -130,7 +145,7 @@ def _foreign(path: Path, file: Any, name: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[safetensors.safe_open]:
     """A file of the format, with its errors naming the file."""
     try:
         with path.open("rb"):  # safetensors reports a missing file without its name
@@ -143,7 +158,7 @@ def _opened(path: Path) -> Iterator[Any]:
         ) from None
 
 
-def _check(content: Content) -> None:
+def _check_content(content: Content) -> None:
     """Raises where names, axes, shapes and kinds do not belong together."""
     expected: set[str] = set()
     for name, keys in content.paths.items():
@@ -159,7 +174,7 @@ def _check(content: Content) -> None:
             raise ValueError(f"the node {name!r} has axes {axes} and a v of shape {v.shape}")
         if g.shape != tuple(1 if i - v.ndim in axes else size for i, size in enumerate(v.shape)):
             raise ValueError(f"the node {name!r} has a g of shape {g.shape}, a v of shape {v.shape} and axes {axes}")
-    for name, impl in content.keys.items():
+    for name, impl in content.keys.items():  # raises where data of this shape are no keys of this kind
         jax.eval_shape(lambda data, impl=impl: jax.random.wrap_key_data(data, impl=impl), content.arrays[name])
 
 

@@ -2,13 +2,18 @@
 
 A file holds each array under its path, `g` and `v` of a node as `.../kernel/g` and `.../kernel/v`, so that any reader
 of safetensors can open it. Its metadata says which paths are nodes, and over which axes.
+
+This file owns which leaves go into a file, how they come out of it, and whether it fits a target. How a file is
+written and read is `_safetensors`'s.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +24,15 @@ from wn_jax._boxes import rebox, unbox
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._safetensors import Content, of_node, read, write
 from wn_jax._tree import check_has_numbers, flatten_with_keys, is_array, leaf_path, sharding_of
+from wn_jax._types import Leaf, Params
+
+_Number: TypeAlias = int | float
+_Array: TypeAlias = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
+_Value: TypeAlias = _Array | _Number
+"""A part of a leaf: an array, which in a target may be abstract, or a number of Python."""
 
 
-def save(path: str | os.PathLike[str], params: Any) -> None:
+def save(path: str | os.PathLike[str], params: Params) -> None:
     """Write the arrays of a parameter tree, with nodes or without, to a `.safetensors` file.
 
     The file appears whole or not at all: it is written in a folder beside it (whose name begins with a dot) and then
@@ -49,9 +60,54 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"the first argument is the path of the file; got a {type(path).__name__}: save(path, params)")
     if isinstance(params, nnx.Module):
-        from wn_jax.nnx import split  # imported when touched, as `wn_jax.nnx` is
+        _, params = _for_modules().split(params)
+    write(Path(path), _content_of(params))
 
-        _, params = split(params)
+
+def load(path: str | os.PathLike[str], target: Params = None) -> Params:
+    """The tree that `save` wrote.
+
+    With a target, paths, axes, shapes and dtypes must agree with it. Arrays come back in its boxes and with its
+    shardings, and leaves that are neither arrays nor numbers come from it. Without a target, nested dicts come back, by
+    the keys of the saved tree, without boxes.
+
+    Arguments:
+        path: the file.
+        target: a tree, or an NNX module, of the structure to return; its arrays may be abstract
+            (`jax.eval_shape(lambda: wn_jax.reparameterize(model.init(key, x), axes))`).
+
+    Returns:
+        A new tree, with `WeightNorm` nodes where the saved one had them; of a module, a new module.
+
+    Raises:
+        ValueError: the file is cut off, was not written by `save`, or does not fit the target.
+        OSError: the file cannot be read.
+    """
+    content = read(Path(path))
+    if target is None:
+        return _as_dicts(content)
+    if not isinstance(target, nnx.Module):
+        return _into(target, content, path)
+    _, state = _for_modules().split(target)
+    filled = _into(state, content, path)
+    module = nnx.clone(target, graph=True)
+    _for_modules().update(module, filled)
+    return module
+
+
+def _for_modules() -> ModuleType:
+    """The functions that take nodes out of NNX modules and put them back."""
+    # Imported when it is touched, as in `wn_jax` itself: who saves other trees does not wait for it.
+    from wn_jax import nnx as functions
+
+    return functions
+
+
+# Into a file: the leaves of a tree as named arrays and numbers.
+
+
+def _content_of(params: Params) -> Content:
+    """The content of a file for these parameters."""
     content = Content()
     for keys, leaf in flatten_with_keys(params)[0]:
         name = leaf_path(keys)
@@ -69,109 +125,10 @@ def save(path: str | os.PathLike[str], params: Any) -> None:
                 content.arrays[part] = _to_numpy(part, value, content.keys)
     if not content.arrays:
         raise ValueError("params hold no arrays, so there is nothing to save")
-    write(Path(path), content)
+    return content
 
 
-def load(path: str | os.PathLike[str], target: Any = None) -> Any:
-    """The tree that `save` wrote.
-
-    Arguments:
-        path: the file.
-        target: a tree, or an NNX module, of the structure to return; its arrays may be abstract
-            (`jax.eval_shape(lambda: wn_jax.reparameterize(model.init(key, x), axes))`). Arrays come back in the
-            target's boxes and with its shardings, leaves that are neither arrays nor numbers come from the target,
-            and paths, axes, shapes and dtypes must agree. Without a target, nested dicts come back, by the keys of
-            the saved tree, without boxes.
-
-    Returns:
-        A new tree, with `WeightNorm` nodes where the saved one had them; of a module, a new module.
-
-    Raises:
-        ValueError: the file is cut off, was not written by `save`, or does not fit the target.
-        OSError: the file cannot be read.
-    """
-    content = read(Path(path))
-    if isinstance(target, nnx.Module):
-        from wn_jax.nnx import split, update  # imported when touched, as `wn_jax.nnx` is
-
-        module = nnx.clone(target, graph=True)
-        update(module, _into(split(target)[1], content, path))
-        return module
-    return _as_dicts(content) if target is None else _into(target, content, path)
-
-
-def _to_numpy(name: str, value: Any, keys: dict[str, str]) -> np.ndarray:
-    """The numbers of an array; of random keys their data, noting in `keys` of which kind they are."""
-    check_has_numbers(name, value)
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        keys[name] = str(jax.random.key_impl(value))
-        value = jax.random.key_data(value)
-    return np.asarray(value, order="C")
-
-
-def _as_dicts(content: Content) -> Any:
-    tree: dict[str, Any] = {}
-    for name, keys in content.paths.items():
-        inner = tree
-        for key in keys[:-1]:
-            inner = inner.setdefault(key, {})
-        leaf = _leaf(name, content)
-        if not keys:
-            return leaf
-        inner[keys[-1]] = leaf
-    return tree
-
-
-def _leaf(name: str, content: Content) -> Any:
-    if name in content.numbers:
-        return content.numbers[name]
-    if name in content.nodes:
-        g, v = (_to_jax(part, content) for part in of_node(name))
-        return WeightNorm(g, v, content.nodes[name])
-    return _to_jax(name, content)
-
-
-def _to_jax(name: str, content: Content) -> jax.Array:
-    value = content.arrays[name]
-    if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
-        raise ValueError(
-            f"{name!r} is {value.dtype}, which JAX has with jax.config.update('jax_enable_x64', True) only"
-        )
-    array = jnp.asarray(value)
-    return jax.random.wrap_key_data(array, impl=content.keys[name]) if name in content.keys else array
-
-
-def _into(target: Any, content: Content, path: Any) -> Any:
-    pairs, treedef = flatten_with_keys(target)
-    leaves = {leaf_path(keys): leaf for keys, leaf in pairs}
-    if len(leaves) < len(pairs):
-        raise ValueError("two leaves of the target have one path; rename one of the keys that contain '/'")
-    _check_fits(path, leaves, content)
-    return jax.tree_util.tree_unflatten(treedef, [_filled(name, leaf, content) for name, leaf in leaves.items()])
-
-
-def _filled(name: str, leaf: Any, content: Content) -> Any:
-    """A leaf of the target with what the file has."""
-    values = _parts(name, leaf)
-    if isinstance(leaf, WeightNorm):
-        g, v = (_placed(part, value, content) for part, value in values.items())
-        return WeightNorm(rebox(leaf.g, g), rebox(leaf.v, v), leaf.axes)
-    return rebox(leaf, _placed(name, values[name], content)) if values else leaf
-
-
-def _placed(name: str, value: Any, content: Content) -> Any:
-    """What the file has at `name`, as an array of the kind and in the place of the target's `value`."""
-    if name in content.numbers:
-        return content.numbers[name] if _is_number(value) else jnp.asarray(content.numbers[name], value.dtype)
-    if _is_number(value):
-        return content.arrays[name].item()
-    if isinstance(value, (np.ndarray, np.generic)):
-        return content.arrays[name]
-    array, sharding = _to_jax(name, content), sharding_of(value)
-    return array if sharding is None else jax.device_put(array, sharding)
-
-
-def _parts(name: str, leaf: Any) -> dict[str, Any]:
+def _parts(name: str, leaf: Leaf) -> dict[str, _Value]:
     """The arrays and numbers of a leaf, by their names in a file: two of a node, none of a function.
 
     Raises:
@@ -195,12 +152,93 @@ def _parts(name: str, leaf: Any) -> dict[str, Any]:
     return {}
 
 
-def _is_number(x: Any) -> bool:
+def _is_number(x: Leaf) -> TypeGuard[_Number]:
     """Whether `x` is a number of Python."""
-    return isinstance(x, (bool, int, float)) and not isinstance(x, np.generic)
+    return isinstance(x, (bool, int, float)) and not isinstance(x, np.generic)  # np.float64 is a float, too
 
 
-def _check_fits(path: Any, leaves: dict[str, Any], content: Content) -> None:
+def _to_numpy(name: str, value: _Value, keys: dict[str, str]) -> np.ndarray:
+    """The numbers of an array; of random keys their data, noting in `keys` of which kind they are."""
+    check_has_numbers(name, value)
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        keys[name] = str(jax.random.key_impl(value))
+        value = jax.random.key_data(value)
+    return np.asarray(value, order="C")
+
+
+# Out of a file: as nested dicts, or in the places of a target's leaves.
+
+
+def _as_dicts(content: Content) -> Params:
+    """Nested dicts by the keys that led to each leaf; where no key did, the leaf itself."""
+    tree: dict[str, Leaf] = {}
+    for name, keys in content.paths.items():
+        leaf = _leaf(name, content)
+        if not keys:
+            return leaf
+        inner = tree
+        for key in keys[:-1]:
+            inner = inner.setdefault(key, {})
+        inner[keys[-1]] = leaf
+    return tree
+
+
+def _leaf(name: str, content: Content) -> _Number | WeightNorm | jax.Array:
+    """The number, node or array of this name."""
+    if name in content.numbers:
+        return content.numbers[name]
+    if name in content.nodes:
+        g, v = (_to_jax(part, content) for part in of_node(name))
+        return WeightNorm(g, v, content.nodes[name])
+    return _to_jax(name, content)
+
+
+def _to_jax(name: str, content: Content) -> jax.Array:
+    value = content.arrays[name]
+    if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
+        raise ValueError(
+            f"{name!r} is {value.dtype}, which JAX has with jax.config.update('jax_enable_x64', True) only"
+        )
+    array = jnp.asarray(value)
+    return jax.random.wrap_key_data(array, impl=content.keys[name]) if name in content.keys else array
+
+
+def _into(target: Params, content: Content, path: str | os.PathLike[str]) -> Params:
+    """A tree like the target, with the numbers of the file."""
+    pairs, treedef = flatten_with_keys(target)
+    leaves = {leaf_path(keys): leaf for keys, leaf in pairs}
+    if len(leaves) < len(pairs):
+        raise ValueError("two leaves of the target have one path; rename one of the keys that contain '/'")
+    _check_fits(path, leaves, content)
+    return jax.tree.unflatten(treedef, [_filled(name, leaf, content) for name, leaf in leaves.items()])
+
+
+def _filled(name: str, leaf: Leaf, content: Content) -> Leaf:
+    """A leaf of the target with what the file has."""
+    values = _parts(name, leaf)
+    if isinstance(leaf, WeightNorm):
+        g, v = (_placed(part, value, content) for part, value in values.items())
+        return WeightNorm(rebox(leaf.g, g), rebox(leaf.v, v), leaf.axes)
+    return rebox(leaf, _placed(name, values[name], content)) if values else leaf
+
+
+def _placed(name: str, value: _Value, content: Content) -> jax.Array | np.ndarray | _Number:
+    """What the file has at `name`, as an array of the kind and in the place of the target's `value`."""
+    if name in content.numbers:
+        number = content.numbers[name]
+        return jnp.asarray(number, value.dtype) if is_array(value) else number
+    if _is_number(value):
+        return content.arrays[name].item()
+    if isinstance(value, (np.ndarray, np.generic)):
+        return content.arrays[name]
+    array, sharding = _to_jax(name, content), sharding_of(value)
+    return array if sharding is None else jax.device_put(array, sharding)
+
+
+# Whether a file fits a target.
+
+
+def _check_fits(path: str | os.PathLike[str], leaves: Mapping[str, Leaf], content: Content) -> None:
     """Raises, naming the first few of all reasons, unless a file has just these leaves."""
     problems = [problem for name, leaf in leaves.items() for problem in _problems(name, leaf, content)]
     known = {name for name, leaf in leaves.items() if _parts(name, leaf)}
@@ -213,14 +251,15 @@ def _check_fits(path: Any, leaves: dict[str, Any], content: Content) -> None:
         )
 
 
-def _problems(name: str, leaf: Any, content: Content) -> list[str]:
+def _problems(name: str, leaf: Leaf, content: Content) -> list[str]:
     """In what a leaf of the target differs from the file's."""
     values = _parts(name, leaf)
     if not values:
         return []
     if name not in content.paths:
         return [f"{name!r} is in the target, but not in the file"]
-    saved, axes = content.nodes.get(name), leaf.axes if isinstance(leaf, WeightNorm) else None
+    saved = content.nodes.get(name)
+    axes = leaf.axes if isinstance(leaf, WeightNorm) else None
     if saved is None and axes is not None:
         return [
             f"{name!r} is a plain weight in the file and a node in the target (load into the plain tree, then "
@@ -230,10 +269,11 @@ def _problems(name: str, leaf: Any, content: Content) -> list[str]:
         return [f"{name!r} is a node in the file and a plain weight in the target (reparameterize the target)"]
     if saved != axes:
         return [f"the node {name!r} reduces over axes {saved} in the file and {axes} in the target"]
+    kinds = {part: (_saved_kind(part, content), _kind(value)) for part, value in values.items()}
     return [
         f"{part!r} is {ours} in the file and {theirs} in the target"
-        for part, value in values.items()
-        if not _agree(ours := _saved_kind(part, content), theirs := _kind(value))
+        for part, (ours, theirs) in kinds.items()
+        if not _agree(ours, theirs)
     ]
 
 
@@ -242,8 +282,8 @@ def _agree(ours: str, theirs: str) -> bool:
     return ours == theirs or (min(ours, theirs) == "a number" and max(ours, theirs).endswith("[]"))
 
 
-def _kind(value: Any) -> str:
-    return "a number" if _is_number(value) else f"{value.dtype}{list(value.shape)}"
+def _kind(value: _Value) -> str:
+    return f"{value.dtype}{list(value.shape)}" if is_array(value) else "a number"
 
 
 def _saved_kind(name: str, content: Content) -> str:
@@ -252,4 +292,5 @@ def _saved_kind(name: str, content: Content) -> str:
     array = content.arrays[name]
     if name not in content.keys:
         return _kind(array)
+    # The shape of keys is not that of their data, which has one axis more.
     return _kind(jax.eval_shape(lambda data: jax.random.wrap_key_data(data, impl=content.keys[name]), array))

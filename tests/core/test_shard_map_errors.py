@@ -1,4 +1,4 @@
-"""What is refused inside `shard_map` and `pmap`, where a norm over one shard would be wrong without anyone noticing."""
+"""Refused inside `shard_map` and `pmap`, where a norm over one shard would be wrong without anyone noticing."""
 
 import dataclasses
 import types
