@@ -115,3 +115,12 @@ def test_a_direction_of_zeros_is_a_weight_of_zeros_and_can_be_made_to_train():
     assert float(grads.g[0, 1]) == 0
     again = wn.reparameterize(wn.reconstruct(params), {"kernel": -2})
     assert float(jax.grad(loss)(again)["kernel"].g[0, 1]) != 0
+
+
+def test_numbers_of_their_own_can_be_added():
+    """A part of an array of one axis is a scalar of NumPy's, and no array."""
+    place = Array(("a", "b"), add=True)
+    state = {"x": np.array([1.0, 2.0], np.float32), "y": np.array([3.0, 4.0], np.float32)}
+    target = {"a": jnp.zeros(()), "b": jnp.zeros(())}
+    params = to_flax(from_state_dict(state), target, {"x": place, "y": place})
+    assert (float(params["a"]), float(params["b"])) == (4.0, 6.0)

@@ -1,18 +1,26 @@
-"""The values of a state dict as NumPy arrays: tensors, arrays, or a `.safetensors` file. PyTorch is never imported."""
+"""The values of a state dict as NumPy arrays: tensors, arrays, or a `.safetensors` file. PyTorch is never imported.
+
+This file owns numbers and their dtypes. Which arrays belong together is `_pairs`'s.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wn_jax._node import WeightNorm
 from wn_jax._safetensors import read_arrays
 from wn_jax._tree import check_has_numbers
+from wn_jax._types import Leaf
+
+ArrayOrNode: TypeAlias = np.ndarray | WeightNorm
+"""A leaf of a tree in PyTorch's layout: an array, or a weight in two halves that are such arrays."""
 
 _NO_STATE_DICT = (
     "pass a state dict (model.state_dict()), or the path of a .safetensors file. A .pt or .bin file is a pickle, which "
@@ -20,7 +28,7 @@ _NO_STATE_DICT = (
 )
 
 
-def arrays_of(state: Any) -> dict[str, np.ndarray]:
+def arrays_of(state: Mapping[str, Leaf] | str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of a state dict by name. They share memory with tensors on the CPU, and with arrays.
 
     Raises:
@@ -50,13 +58,13 @@ def _of_file(path: Path) -> dict[str, np.ndarray]:
         raise
 
 
-def _name(name: Any) -> str:
+def _name(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"the keys of a state dict are strings; got {name!r}")
     return name
 
 
-def _array(name: str, value: Any) -> np.ndarray:
+def _array(name: str, value: Leaf) -> np.ndarray:
     if isinstance(value, Mapping):
         raise ValueError(
             f"{name!r} is a {type(value).__name__}, not an array. If this is a checkpoint with a state dict in it, "
@@ -74,7 +82,7 @@ def _array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _of_tensor(name: str, tensor: Any) -> np.ndarray:
+def _of_tensor(name: str, tensor: Leaf) -> np.ndarray:
     """The numbers of a torch tensor, wherever it is."""
     try:
         tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
@@ -86,19 +94,21 @@ def _of_tensor(name: str, tensor: Any) -> np.ndarray:
         raise ValueError(f"{name!r} does not become a NumPy array ({type(error).__name__}: {error})") from error
 
 
-def cast(value: np.ndarray, dtype: Any) -> np.ndarray:
-    """A copy of an array in another dtype of its kind. Rounding is allowed, and losing a number is not.
+def cast(value: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A copy of an array in another dtype of its kind.
+
+    Rounding is allowed, and losing a number is not.
 
     Raises:
         ValueError: the dtype is of another kind (an integer for a floating-point array), or cannot hold the numbers.
     """
-    kinds = [kind for kind in (jnp.floating, jnp.integer) if all(jnp.issubdtype(x, kind) for x in (value.dtype, dtype))]
-    if value.dtype != dtype and not kinds:
-        raise ValueError(f"is {value.dtype}, and cannot become {dtype}; cast it yourself")
-    with np.errstate(over="ignore"):
-        array = value.astype(dtype, order="C")
     if value.dtype == dtype:
-        return array
+        return value.astype(dtype, order="C")
+    kinds = [kind for kind in (jnp.floating, jnp.integer) if all(jnp.issubdtype(x, kind) for x in (value.dtype, dtype))]
+    if not kinds:
+        raise ValueError(f"is {value.dtype}, and cannot become {dtype}; cast it yourself")
+    with np.errstate(over="ignore"):  # what overflows is looked for below
+        array = value.astype(dtype, order="C")
     lost = np.isfinite(value) & ~np.isfinite(array) if jnp.floating in kinds else array != value
     if lost.any():
         raise ValueError(f"has numbers that {np.dtype(dtype)} cannot hold, such as {value[lost][0]}")

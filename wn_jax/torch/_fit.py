@@ -1,23 +1,29 @@
-"""An array or a node of a checkpoint in the place of a leaf of the target: its shape, axes, dtype, box and devices."""
+"""An array or a node of a checkpoint in the place of a leaf of the target: its shape, axes, dtype, box and devices.
+
+This file owns one leaf. Which value goes to which leaf is `_flax`'s.
+"""
 
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from wn_jax._boxes import rebox, rebox_reduced, reduced, unbox
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._norms import norm_dtype
 from wn_jax._tree import is_array, sharding_of
-from wn_jax.torch._arrays import cast
+from wn_jax._types import Leaf, Shape
+from wn_jax.torch._arrays import ArrayOrNode, cast
 
 
-def fitted(value: Any, leaf: Any) -> Any:
-    """What takes the place of `leaf`, which gives all but the numbers; where it is plain and `value` a node, a node.
+def fitted(value: ArrayOrNode, leaf: Leaf) -> Leaf:
+    """`value` in the place of `leaf`, which gives all but the numbers.
+
+    Where `leaf` is plain and `value` a node, the result is a node.
 
     Raises:
         ValueError: they do not fit. The message goes on from the name of the value.
@@ -33,11 +39,13 @@ def fitted(value: Any, leaf: Any) -> Any:
     _check_shape(value.v.shape, array.shape)
     v = _on_device(value.v, array.dtype, sharding_of(array))
     _check_directions(value, v)
+    # A plain target has no g to give its dtype and sharding, so these are the ones that `reparameterize` would give it.
     g = _on_device(value.g, norm_dtype(v.dtype), reduced(sharding_of(array), v.ndim, value.axes))
     return WeightNorm(rebox_reduced(leaf, g, v.ndim, value.axes), rebox(leaf, v), value.axes)
 
 
-def _node_for_node(value: Any, leaf: WeightNorm) -> WeightNorm:
+def _node_for_node(value: ArrayOrNode, leaf: WeightNorm) -> WeightNorm:
+    """The node in the place of a node of the target, whose norm must run over the same axes."""
     if not isinstance(value, WeightNorm):
         raise ValueError(
             "is a plain weight in the checkpoint and a node in the target; use a plain target, and reparameterize the "
@@ -57,7 +65,8 @@ def _node_for_node(value: Any, leaf: WeightNorm) -> WeightNorm:
     return WeightNorm(rebox(leaf.g, new_g), rebox(leaf.v, new_v), leaf.axes)
 
 
-def _check_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+def _check_shape(shape: Shape, wanted: Shape) -> None:
+    """Raises where the shapes differ, naming the order of axes in which they would not."""
     if shape == wanted:
         return
     orders = itertools.permutations(range(len(shape))) if len(shape) == len(wanted) else ()
@@ -77,7 +86,7 @@ def _check_directions(node: WeightNorm, v: jax.Array) -> None:
         raise ValueError(f"has a direction that is zero in {v.dtype}, the target's dtype; use another in the target")
 
 
-def _on_device(value: np.ndarray, dtype: Any, sharding: Any) -> jax.Array:
+def _on_device(value: np.ndarray, dtype: np.dtype, sharding: Sharding | None) -> jax.Array:
     """A JAX array of its own with these numbers."""
     if jnp.issubdtype(value.dtype, jnp.floating) and np.isnan(value).any():
         raise ValueError("has NaN in it: the model diverged before it was saved")

@@ -2,6 +2,8 @@
 
 A layout is written in the notation of einops, PyTorch's axes on the left: `"o i ... -> ... i o"` makes `(out, in,
 spatial)` of a convolution Flax's `(spatial, in, out)`. Read from right to left, it leads back.
+
+This file owns one array and its layout, and the layers that people have. How names match is `_names`'s.
 """
 
 from __future__ import annotations
@@ -9,13 +11,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import einops
 import numpy as np
 
 from wn_jax._node import WeightNorm
+from wn_jax._types import Shape
+from wn_jax.torch._arrays import ArrayOrNode
 
 _FOLD = "wn_jax.reconstruct the tree first, and take the weight as it is"
 _LSTM_GATES = "ifgo"  # in PyTorch's order, by Flax's names
@@ -30,9 +34,9 @@ class Array:
             shares the array out along the first axis that the layout gives it, as the gates of an LSTM are.
         layout: the order of the axes, PyTorch's on the left, as `einops.rearrange` takes it; by default the same.
         sizes: the sizes of axes that the layout splits, by name: `{"heads": 8}` for `"(heads d) i -> i heads d"`.
-        flip: reverse the spatial axes (PyTorch's third and further), as a transposed convolution needs.
-        add: add it to the other arrays that go to the same leaf, as PyTorch's LSTM has two biases where Flax has one.
-            On the way back the first of them gets the sum, and the others get zeros.
+        flip: whether the spatial axes (PyTorch's third and further) are reversed, as a transposed convolution needs.
+        add: whether it is added to the other arrays that go to the same leaf, as PyTorch's LSTM has two biases where
+            Flax has one. On the way back the first of them gets the sum, and the others get zeros.
     """
 
     path: str | tuple[str, ...]
@@ -54,7 +58,7 @@ class Array:
         """The paths of the leaves: one, or those that share the array."""
         return (self.path,) if isinstance(self.path, str) else tuple(self.path)
 
-    def to_flax(self, leaf: Any) -> list[Any]:
+    def to_flax(self, leaf: ArrayOrNode) -> list[ArrayOrNode]:
         """The array, or node, as it is at each of `paths`.
 
         Raises:
@@ -70,7 +74,7 @@ class Array:
             raise ValueError(f"has one norm for the {len(self.paths)} arrays that it is taken apart into; {_FOLD}")
         return [_map(lambda array, i=i: array[i], whole) for i in range(len(self.paths))]
 
-    def to_torch(self, leaves: Sequence[Any]) -> Any:
+    def to_torch(self, leaves: Sequence[ArrayOrNode]) -> ArrayOrNode:
         """The array, or node, of PyTorch, from what is at each of `paths`.
 
         Raises:
@@ -89,29 +93,34 @@ class Array:
         """PyTorch's side of the layout, and Flax's; none where the order stays."""
         return tuple(side.strip() for side in self.layout.split("->")) if self.layout else ()
 
-    def _rearranged(self, leaf: Any, sides: tuple[str, ...]) -> Any:
+    def _rearranged(self, leaf: ArrayOrNode, sides: tuple[str, ...]) -> ArrayOrNode:
+        """The leaf with its axes moved from the first side of a layout to the second."""
         if not sides:
             return leaf
         if not isinstance(leaf, WeightNorm):
             return self._array_rearranged(leaf, sides)
         v = self._array_rearranged(leaf.v, sides)
         axes = self._moved_axes(leaf, sides, v.ndim)
-        # Along its reduced axes, g is the same everywhere, and may be cut back to one place after the move.
+        # The layout speaks of v's axes, so g moves at v's size. Along its reduced axes it is the same everywhere, and
+        # may be cut back to one place after the move.
         g = self._array_rearranged(np.broadcast_to(leaf.g, leaf.v.shape), sides)
-        return WeightNorm(g[tuple(slice(1 if i - v.ndim in axes else None) for i in range(v.ndim))], v, axes)
+        one_place = tuple(slice(1 if i - v.ndim in axes else None) for i in range(v.ndim))
+        return WeightNorm(g[one_place], v, axes)
 
     def _moved_axes(self, leaf: WeightNorm, sides: tuple[str, ...], ndim: int) -> tuple[int, ...]:
-        """The reduction axes of a node whose axes are moved to an array of `ndim`."""
+        """The reduction axes of a node whose axes are moved to an array of `ndim`.
+
+        Raises:
+            ValueError: the layout merges an axis that the norm runs over with one that it does not, or none is left.
+        """
         shape = leaf.v.shape
         before, after = (_axis_names(side, rank) for side, rank in zip(sides, (len(shape), ndim), strict=True))
-        sizes = dict(self.sizes)
-        for names, size in zip(before, shape, strict=True):
-            for name in [name for name in names if name not in sizes]:  # einops saw to it that there is at most one
-                sizes[name] = size // math.prod(sizes[other] for other in names if other != name)
+        sizes = self._axis_sizes(before, shape)
         kept = {name for i, names in enumerate(before) if i - len(shape) not in leaf.axes for name in names}
         kept = {name for name in kept if sizes[name] > 1} or kept  # a size of 1 counts only where there is no other
         reduced = tuple(i - ndim for i, names in enumerate(after) if kept.isdisjoint(names))
-        mixed = any(not kept.isdisjoint(names) and any(sizes[name] > 1 for name in {*names} - kept) for names in after)
+        others = [{*names} - kept for names in after if not kept.isdisjoint(names)]
+        mixed = any(sizes[name] > 1 for names in others for name in names)
         if mixed or not reduced:
             raise ValueError(
                 f"has a norm over the axes {leaf.axes} of {shape}, which is no norm over axes in the layout "
@@ -119,23 +128,32 @@ class Array:
             )
         return reduced
 
+    def _axis_sizes(self, axes: list[list[str]], shape: Shape) -> dict[str, int]:
+        """The size of each name, from the shape of an array whose axes are made of these."""
+        sizes = dict(self.sizes)
+        for names, size in zip(axes, shape, strict=True):
+            for name in [name for name in names if name not in sizes]:  # einops saw to it that there is at most one
+                sizes[name] = size // math.prod(sizes[other] for other in names if other != name)
+        return sizes
+
     def _array_rearranged(self, array: np.ndarray, sides: tuple[str, ...]) -> np.ndarray:
         layout = " -> ".join(sides)
         try:
             return einops.rearrange(array, layout, **self.sizes)
         except einops.EinopsError as error:
-            reason = str(error).strip().splitlines()[-1].strip()
+            reason = str(error).strip().splitlines()[-1].strip()  # the lines before it repeat the call
             raise ValueError(
                 f"has the shape {array.shape}, which the layout {layout!r} does not fit: {reason}"
             ) from None
 
 
-def kind_of(leaf: Any) -> tuple[Any, ...]:
-    """What two leaves must share to make one array."""
+def kind_of(leaf: ArrayOrNode) -> tuple[str | Shape, ...]:
+    """The kind, the shape and the axes of a leaf, which two must share to make one array."""
     return ("node", leaf.v.shape, leaf.axes) if isinstance(leaf, WeightNorm) else ("array", leaf.shape)
 
 
-Layer = dict[str, Array | None]
+Layer: TypeAlias = dict[str, Array | None]
+"""The places of a layer's arrays, by their names in PyTorch's; `None` for one that is left out."""
 
 
 def linear(path: str) -> Layer:
@@ -230,14 +248,14 @@ def _axis_names(side: str, ndim: int) -> list[list[str]]:
     return [name for group in names for name in group]
 
 
-def _reversed(leaf: Any) -> Any:
+def _reversed(leaf: ArrayOrNode) -> ArrayOrNode:
     """An array or node whose spatial axes run the other way."""
     return _map(lambda array: np.flip(array, tuple(range(2, array.ndim))), leaf)
 
 
-def _map(fn: Any, *leaves: Any) -> Any:
+def _map(fn: Callable[..., np.ndarray], *leaves: ArrayOrNode) -> ArrayOrNode:
     """A function of arrays on arrays, or on `g` and on `v` of nodes of the same axes."""
-    first = leaves[0]
-    if not isinstance(first, WeightNorm):
+    nodes = [leaf for leaf in leaves if isinstance(leaf, WeightNorm)]
+    if not nodes:
         return fn(*leaves)
-    return WeightNorm(fn(*(leaf.g for leaf in leaves)), fn(*(leaf.v for leaf in leaves)), first.axes)
+    return WeightNorm(fn(*(node.g for node in nodes)), fn(*(node.v for node in nodes)), nodes[0].axes)

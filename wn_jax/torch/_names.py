@@ -1,14 +1,17 @@
-"""The rules of a name map: which names of PyTorch go to which paths, read in either direction."""
+"""The rules of a name map: which names of PyTorch go to which paths, read in either direction.
+
+This file owns names and paths, and knows no arrays: what goes to a place is `_flax`'s.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import TypeAlias
 
 from wn_jax.torch._layouts import Array
 
-NameMap = Mapping[str, Any]
+NameMap: TypeAlias = Mapping[str, "Array | str | NameMap | None"]
 """Names of PyTorch, nested as one likes, to places: an `Array`, a path, or `None` for what is left out."""
 
 _NUMBER = re.compile(r"\{([A-Za-z]\w*)\}")
@@ -18,10 +21,16 @@ class Rule:
     """A name, in which `{i}` stands for any number, and its place, whose paths have the same numbers.
 
     Without a place, it is about all that the name is the beginning of: a whole module that is left out.
+
+    Attributes:
+        name: the name, with `{i}` and the like in it.
+        place: where it goes, or `None` where it is left out.
+        literal: whether the rule is about this one name only, so that it can be looked up.
     """
 
-    def __init__(self, name: str, place: Array | None):
-        self.name, self.place = name, place
+    def __init__(self, name: str, place: Array | None) -> None:
+        self.name = name
+        self.place = place
         self.literal = place is not None and not _NUMBER.search(name)
         self._paths = place.paths if place else ()
         self._name_pattern = _pattern(name, "" if place else r"(\..*)?")
@@ -56,20 +65,24 @@ def rules_of(names: NameMap) -> list[Rule]:
     rules = list(_rules(names, ""))
     for rule in rules:
         for path in rule.place.paths if rule.place else ():
-            ours, theirs = set(_NUMBER.findall(rule.name)), set(_NUMBER.findall(path))
-            if ours != theirs:
-                raise ValueError(
-                    f"{rule.name!r} counts {_braces(ours)}, and its place {path!r} counts {_braces(theirs)}, so keys "
-                    "and leaves would not pair off; use the same numbers on both sides"
-                )
-            if "}{" in rule.name + " " + path:
-                raise ValueError(
-                    f"{rule.name!r} or its place {path!r} has numbers side by side; put a sign between them"
-                )
+            _check_numbers(rule.name, path)
     return rules
 
 
+def _check_numbers(name: str, path: str) -> None:
+    """Raises where a name and its path could not be read in both directions."""
+    ours, theirs = set(_NUMBER.findall(name)), set(_NUMBER.findall(path))
+    if ours != theirs:
+        raise ValueError(
+            f"{name!r} counts {_braces(ours)}, and its place {path!r} counts {_braces(theirs)}, so keys and leaves "
+            "would not pair off; use the same numbers on both sides"
+        )
+    if "}{" in name + " " + path:  # in "123", nothing would say where the first number ends
+        raise ValueError(f"{name!r} or its place {path!r} has numbers side by side; put a sign between them")
+
+
 def _rules(names: NameMap, prefix: str) -> Iterator[Rule]:
+    """The rules of a map whose names continue a prefix."""
     for key, place in names.items():
         if not isinstance(key, str):
             raise TypeError(f"the keys of a name map are strings; got {key!r}")
@@ -89,7 +102,7 @@ def _rules(names: NameMap, prefix: str) -> Iterator[Rule]:
 def _pattern(template: str, rest: str = "") -> re.Pattern[str]:
     """A template as a regular expression, with one for the rest; a number that occurs again must be the same."""
     pattern, seen = "", set[str]()
-    for i, part in enumerate(_NUMBER.split(template)):
+    for i, part in enumerate(_NUMBER.split(template)):  # in turns what stands between numbers, and the name of one
         if i % 2 == 0:
             pattern += re.escape(part)
         else:
@@ -99,6 +112,7 @@ def _pattern(template: str, rest: str = "") -> re.Pattern[str]:
 
 
 def _filled(template: str, numbers: Mapping[str, str]) -> str:
+    """A template with numbers in the place of their names."""
     return _NUMBER.sub(lambda match: numbers[match[1]], template)
 
 

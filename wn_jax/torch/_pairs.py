@@ -1,19 +1,27 @@
-"""Which arrays of a state dict are the halves of one weight, and over which axes its norm runs."""
+"""Which arrays of a state dict are the halves of one weight, and over which axes its norm runs.
+
+This file owns both schemes of names: `x_g` and `x_v` (old), `parametrizations.x.original0` and `original1` (new).
+Whole state dicts are `_state_dict`'s.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
 from wn_jax._node import WeightNorm
+from wn_jax._types import Shape
 
-Dims = int | Mapping[str, int]
-Scheme = Literal["new", "old"]
+Dims: TypeAlias = int | Mapping[str, int]
+"""PyTorch's `dim` of weights for which the shape of `g` leaves it open: one for all, or by the weight's name."""
+
+Scheme: TypeAlias = Literal["new", "old"]
+"""`torch.nn.utils.parametrizations.weight_norm`, or `torch.nn.utils.weight_norm`."""
 
 _NEW = re.compile(r"(?P<module>(?:.+\.)?)parametrizations\.(?P<weight>[^.]+)\.original(?P<half>[01])", re.DOTALL)
 _OLD = re.compile(r"(?P<module>(?:.+\.)?)(?P<weight>[^.]+)_(?P<half>[gv])", re.DOTALL)
@@ -32,11 +40,14 @@ def half_names(weight: str, scheme: Scheme) -> tuple[str, str]:
 
 @dataclasses.dataclass
 class Pair:
-    """The names of the halves of a weight, as far as they were found, and its own."""
+    """The names of the halves of a weight, and its own."""
 
     weight: str
+    """The weight's name in a model without weight normalization."""
     g: str = ""
+    """The name of the array of magnitudes; empty where it was not found."""
     v: str = ""
+    """The name of the array of directions; empty where it was not found."""
 
 
 def find_pairs(names: Collection[str], plain: Collection[str]) -> dict[str, Pair]:
@@ -78,6 +89,19 @@ def node_of(pair: Pair, g: np.ndarray, v: np.ndarray, dim: Dims | None) -> Weigh
     Raises:
         ValueError: a half has a wrong dtype, or numbers that are none; the shape of `g` fits no axis, or several.
     """
+    _check_numbers(pair, g, v)
+    if g.shape == () and v.ndim:  # a norm over the whole tensor: PyTorch's dim=None and dim=-1
+        if isinstance(dim, Mapping) and pair.weight in dim:
+            raise ValueError(
+                f"{pair.g!r} is one number, for a norm over all of {pair.v!r}, and for no dim; leave it out"
+            )
+        return WeightNorm(g.reshape((1,) * v.ndim), v, tuple(range(-v.ndim, 0)))
+    kept = _dim(pair, g.shape, v.shape, dim)
+    return WeightNorm(g, v, tuple(axis - v.ndim for axis in range(v.ndim) if axis != kept))
+
+
+def _check_numbers(pair: Pair, g: np.ndarray, v: np.ndarray) -> None:
+    """Raises where the halves are not finite floating-point arrays of one dtype."""
     for name, half in ((pair.g, g), (pair.v, v)):
         if not jnp.issubdtype(half.dtype, jnp.floating):
             raise ValueError(
@@ -90,27 +114,24 @@ def node_of(pair: Pair, g: np.ndarray, v: np.ndarray, dim: Dims | None) -> Weigh
         raise ValueError(
             f"{pair.g!r} is {g.dtype} and {pair.v!r} {v.dtype}, but PyTorch keeps both in one dtype; cast one of them"
         )
-    if g.shape == () and v.ndim:  # a norm over the whole tensor: PyTorch's dim=None and dim=-1
-        if isinstance(dim, Mapping) and pair.weight in dim:
-            raise ValueError(
-                f"{pair.g!r} is one number, for a norm over all of {pair.v!r}, and for no dim; leave it out"
-            )
-        return WeightNorm(g.reshape((1,) * v.ndim), v, tuple(range(-v.ndim, 0)))
-    kept = _dim(pair, g.shape, v.shape, dim)
-    return WeightNorm(g, v, tuple(axis - v.ndim for axis in range(v.ndim) if axis != kept))
 
 
 def _candidates(pattern: re.Pattern[str], names: Collection[str]) -> dict[str, Pair]:
+    """Possible pairs in one scheme, by their weights; of some only one half is there."""
     pairs: dict[str, Pair] = {}
     for name in names:
         if match := pattern.fullmatch(name):
             weight = match["module"] + match["weight"]
-            half = "g" if match["half"] in "0g" else "v"
-            setattr(pairs.setdefault(weight, Pair(weight)), half, name)
+            pair = pairs.setdefault(weight, Pair(weight))
+            if match["half"] in "0g":
+                pair.g = name
+            else:
+                pair.v = name
     return pairs
 
 
 def _has_more(pair: Pair, names: Collection[str]) -> bool:
+    """Whether the parametrization has more arrays than the halves."""
     prefix = half_names(pair.weight, "new")[0].removesuffix("original0")
     return sum(name.startswith(prefix) for name in names) > bool(pair.g) + bool(pair.v)
 
@@ -129,7 +150,7 @@ def _or_plain(pair: Pair) -> str:
     return f", or, if it is none, take what there is as plain arrays: plain=[{pair.weight!r}]"
 
 
-def _dim(pair: Pair, g: tuple[int, ...], v: tuple[int, ...], dim: Dims | None) -> int:
+def _dim(pair: Pair, g: Shape, v: Shape, dim: Dims | None) -> int:
     """The axis of a weight that `g` is for."""
     possible = [(1,) * i + (size,) + (1,) * (len(v) - i - 1) for i, size in enumerate(v)]
     if len(v) < 2:

@@ -2,13 +2,15 @@
 
 `torch.nn.utils.weight_norm` (old) keeps `weight_g` and `weight_v`, `torch.nn.utils.parametrizations.weight_norm` (new)
 `parametrizations.weight.original0` and `.original1`. Nothing but the shape of `g` says over which axes the norm runs.
+
+This file owns whole state dicts and their nesting. Trees stay in PyTorch's layout here; Flax's is `_flax`'s.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +19,14 @@ import numpy as np
 from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, check_shapes, is_node
 from wn_jax._tree import check_has_numbers, flatten_with_keys, is_array, leaf_path
-from wn_jax.torch._arrays import arrays_of, cast
-from wn_jax.torch._pairs import Dims, Scheme, check_known, find_pairs, half_names, node_of
+from wn_jax._types import Leaf, Params
+from wn_jax.torch._arrays import ArrayOrNode, arrays_of, cast
+from wn_jax.torch._pairs import Dims, Pair, Scheme, check_known, find_pairs, half_names, node_of
 
 
-def from_state_dict(state: Any, dim: Dims | None = None, plain: Collection[str] = ()) -> dict[str, Any]:
+def from_state_dict(
+    state: Mapping[str, Leaf] | str | os.PathLike[str], dim: Dims | None = None, plain: Collection[str] = ()
+) -> dict[str, Params]:
     """A state dict as a tree, nested at the dots of its names, with a `WeightNorm` node for each normalized weight.
 
     Nothing is lost: weights keep PyTorch's layout, and `to_state_dict` returns the same numbers under the same names.
@@ -32,7 +37,7 @@ def from_state_dict(state: Any, dim: Dims | None = None, plain: Collection[str] 
         state: a mapping from names to torch tensors, NumPy or JAX arrays, or the path of a `.safetensors` file.
         dim: PyTorch's `dim` (the axis that `g` is for) of weights for which the shape of `g` leaves it open, as where
             a convolution has one input and one output: one for all of them, or a dict from the weight's name
-            (`'decoder.conv.weight'`). The weight is the same for each.
+            (`'decoder.conv.weight'`). The weight is the same for each `dim`.
         plain: names of weights whose halves stay two plain arrays, as they only look like a pair.
 
     Returns:
@@ -58,19 +63,10 @@ def from_state_dict(state: Any, dim: Dims | None = None, plain: Collection[str] 
     if not isinstance(dim, Mapping | int | None):
         raise TypeError(f"dim is an int, or a dict from names to ints; got {dim!r}")
     check_known(dim if isinstance(dim, Mapping) else (), pairs)
-    leaves: dict[str, Any] = dict(arrays)
-    for pair in pairs.values():
-        del leaves[pair.g], leaves[pair.v]
-        if pair.weight in leaves:
-            raise ValueError(
-                f"{pair.weight!r} is in the state dict, and so are its halves {pair.g!r} and {pair.v!r}; leave out the "
-                f"one or the others, or take the halves as plain arrays: plain=[{pair.weight!r}]"
-            )
-        leaves[pair.weight] = node_of(pair, arrays[pair.g], arrays[pair.v], dim)
-    return nested(leaves)
+    return nested(_with_nodes(arrays, pairs.values(), dim))
 
 
-def to_state_dict(tree: Any, scheme: Scheme | Callable[[str], Scheme] = "new") -> dict[str, np.ndarray]:
+def to_state_dict(tree: Params, scheme: Scheme | Callable[[str], Scheme] = "new") -> dict[str, np.ndarray]:
     """The state dict of a tree in PyTorch's layout: what `from_state_dict` or `from_flax` returned, trained or not.
 
     Arguments:
@@ -98,9 +94,9 @@ def to_state_dict(tree: Any, scheme: Scheme | Callable[[str], Scheme] = "new") -
     return state
 
 
-def leaves_by_name(tree: Any) -> dict[str, Any]:
+def leaves_by_name(tree: Params) -> dict[str, Leaf]:
     """The leaves of a tree by their names in a state dict: their keys with dots between."""
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, Leaf] = {}
     for keys, leaf in flatten_with_keys(tree)[0]:
         name = ".".join(leaf_path((key,)) for key in keys)
         if name in leaves:
@@ -109,7 +105,7 @@ def leaves_by_name(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def as_numpy(name: str, leaf: Any) -> Any:
+def as_numpy(name: str, leaf: Leaf) -> ArrayOrNode:
     """A leaf, an array or a node, with NumPy arrays in it, which may share memory with it."""
     if isinstance(leaf, WeightNorm):
         node = dataclasses.replace(leaf, g=as_numpy(f"{name}/g", leaf.g), v=as_numpy(f"{name}/v", leaf.v))
@@ -126,9 +122,9 @@ def as_numpy(name: str, leaf: Any) -> Any:
     return np.asarray(value)
 
 
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def nested(leaves: Mapping[str, ArrayOrNode]) -> dict[str, Params]:
     """Dicts in dicts, of leaves whose names have dots."""
-    tree: dict[str, Any] = {}
+    tree: dict[str, Params] = {}
     for name, leaf in leaves.items():
         *modules, last = name.split(".")
         inner = tree
@@ -142,13 +138,27 @@ def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _halves(name: str, leaf: Any, scheme: Scheme | Callable[[str], Scheme]) -> dict[str, np.ndarray]:
+def _with_nodes(arrays: Mapping[str, np.ndarray], pairs: Collection[Pair], dim: Dims | None) -> dict[str, ArrayOrNode]:
+    """The arrays, with a node by the weight's name in the place of each pair."""
+    leaves: dict[str, ArrayOrNode] = dict(arrays)
+    for pair in pairs:
+        del leaves[pair.g], leaves[pair.v]
+        if pair.weight in leaves:
+            raise ValueError(
+                f"{pair.weight!r} is in the state dict, and so are its halves {pair.g!r} and {pair.v!r}; leave out the "
+                f"one or the others, or take the halves as plain arrays: plain=[{pair.weight!r}]"
+            )
+        leaves[pair.weight] = node_of(pair, arrays[pair.g], arrays[pair.v], dim)
+    return leaves
+
+
+def _halves(name: str, leaf: ArrayOrNode, scheme: Scheme | Callable[[str], Scheme]) -> dict[str, np.ndarray]:
     """The arrays of a leaf by their names in a state dict."""
     if not isinstance(leaf, WeightNorm):
         return {name: leaf}
     g, v = leaf.g, leaf.v
     kept = [axis for axis in range(v.ndim) if axis - v.ndim not in leaf.axes]
-    if sum(g.shape[axis] > 1 for axis in kept) > 1:
+    if sum(g.shape[axis] > 1 for axis in kept) > 1:  # axes of size 1 leave PyTorch's dim open, and the weight the same
         raise ValueError(
             f"{name!r} has a norm for each place along the axes {kept} of its shape {v.shape}; PyTorch's weight norm "
             "keeps one axis (dim), or none. wn_jax.reconstruct the tree to export weights"
