@@ -223,7 +223,7 @@ def _filled(name: str, leaf: Leaf, content: Content) -> Leaf:
 
 
 def _placed(name: str, value: _Value, content: Content) -> jax.Array | np.ndarray | _Number:
-    """What the file has at `name`, as an array of the kind and in the place of the target's `value`."""
+    """The number or array of this name, of the kind and in the place of the target's `value`."""
     if name in content.numbers:
         number = content.numbers[name]
         return jnp.asarray(number, value.dtype) if is_array(value) else number

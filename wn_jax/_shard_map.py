@@ -53,8 +53,9 @@ def in_shard_map(params: Params, specs: Specs) -> Params:
         another type, so it is not the one to update, return or save.
 
     Raises:
-        ValueError: a spec is missing, does not fit, or names no axis of the mesh; or (with `check_vma`) it says that a
-            weight is sharded over an axis along which it is the same on all devices, or does not say that it is.
+        ValueError: a spec is missing, does not fit, or names no axis of the mesh; a node was masked; or (with
+            `check_vma`) a spec says that a weight is sharded over an axis along which it is the same on all devices, or
+            does not say that it is.
         RuntimeError: this JAX does not say what it knows under the name that wn_jax looks for, so that nothing could be
             checked.
 

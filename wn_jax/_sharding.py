@@ -39,8 +39,9 @@ def shardings(params: Params, specs: Specs) -> Specs:
         its `PartitionSpec`, as `nn.get_partition_spec` does.
 
     Raises:
-        ValueError: `specs` have another structure, a spec has more entries than the leaf axes, or of this sharding it
-            is not known what part of `g` it asks for. The leaf is named.
+        ValueError: `specs` have another structure, a spec has more entries than the leaf axes, a box does not say how
+            its array is sharded, or of this sharding it is not known what part of `g` it asks for; or a node in
+            `params` holds something else than arrays. The leaf is named.
 
     >>> import jax, jax.numpy as jnp, wn_jax as wn
     >>> from jax.sharding import PartitionSpec as P
@@ -98,7 +99,7 @@ def _of_leaf(path: str, leaf: Leaf, spec: Specs) -> Specs:
 
 
 def _of_node(node: WeightNorm, spec: Specs) -> WeightNorm:
-    """The node of specs for a node of arrays, of which a part may be masked away, as by `optax.partition`."""
+    """The node of specs for a node of arrays, of which halves may be masked away, as by `optax.partition`."""
     if is_node(unbox(node.v)):
         raise ValueError("is for a node inside a node; only those of nodes that hold arrays are known")
     there = {name: half for name, half in (("v", node.v), ("g", node.g)) if jax.tree.leaves(half)}
@@ -113,7 +114,8 @@ def _of_node(node: WeightNorm, spec: Specs) -> WeightNorm:
     _check_spec(spec, shape)
     inner = reduced(unbox(spec), len(shape), node.axes)
     g = rebox_reduced(spec, inner, len(shape), node.axes) if is_box(spec) else inner
-    return dataclasses.replace(node, **{name: {"v": spec, "g": g}[name] for name in there})
+    specs = {"v": spec, "g": g}
+    return dataclasses.replace(node, **{name: specs[name] for name in there})
 
 
 def _shape_in(halves: dict[str, Leaf]) -> Shape:
@@ -142,7 +144,8 @@ def _named(spec: Specs) -> Specs:
 def _of_box(box: Box) -> Specs:
     """The spec that a box around an array carries, as Flax reads it."""
     kind = type(box).__name__
-    # Of a box without this method Flax says None, "anywhere" to JAX, which a weight that is sharded must not pass for.
+    # Of a box without this method Flax itself says None, which JAX takes for "anywhere". A guess like that, here or P(),
+    # would leave a sharded weight whole on each device.
     read = nnx.get_partition_spec if isinstance(box, nnx.Variable) else getattr(type(box), "get_partition_spec", None)
     if read is None:
         raise ValueError(

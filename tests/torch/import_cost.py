@@ -1,4 +1,4 @@
-"""What importing a state dict of 100 million parameters costs: `python -m tests.torch.import_cost`.
+"""The cost of importing a state dict of 100 million parameters: `python -m tests.torch.import_cost`.
 
 Prints, for each way of importing, the seconds, and the most memory that was held on the way, state dict included, as a
 share of the state dict's size. Each is measured in a process of its own.
@@ -68,7 +68,7 @@ def measured(what: str, source: str, path: str) -> dict[str, float]:
 
 
 def in_its_own_process(what: str, source: str, path: str) -> dict[str, float]:
-    """What `measured` returns in a new process."""
+    """The result of `measured` in a new process."""
     command = [sys.executable, "-m", "tests.torch.import_cost", what, source, str(path)]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     return json.loads(found.stdout)

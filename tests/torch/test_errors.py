@@ -1,4 +1,4 @@
-"""What is wrong with a state dict is said: which key or leaf, why, and what to do."""
+"""State dicts with something wrong, which the error says: which key or leaf, why, and what to do."""
 
 import types
 

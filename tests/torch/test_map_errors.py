@@ -1,4 +1,4 @@
-"""What is wrong with a map of names or a target is said: which key or leaf, why, and what to do."""
+"""Maps of names and targets with something wrong, which the error says: which key or leaf, why, and what to do."""
 
 import jax.numpy as jnp
 import numpy as np

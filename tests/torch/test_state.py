@@ -18,7 +18,7 @@ from tests.torch.models import MODELS, build  # noqa: E402
 
 def nodes_of(tree):
     """The nodes of a nested dict by their names."""
-    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, wn.WeightNorm))
+    pairs = jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, wn.WeightNorm))
     return {".".join(key.key for key in path): leaf for path, leaf in pairs if isinstance(leaf, wn.WeightNorm)}
 
 

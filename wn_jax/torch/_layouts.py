@@ -80,14 +80,17 @@ class Array:
         Raises:
             ValueError: as `to_flax`; or the leaves that make one array differ in shape or axes.
         """
-        whole = leaves[0]
-        if not isinstance(self.path, str):
-            if len({kind_of(leaf) for leaf in leaves}) > 1:
-                kinds = sorted({str(kind_of(leaf)) for leaf in leaves})
-                raise ValueError(f"one array is made of {', '.join(self.paths)}, which differ: {' and '.join(kinds)}")
-            whole = _map(lambda *arrays: np.stack(arrays), *leaves)
+        whole = leaves[0] if isinstance(self.path, str) else self._stacked(leaves)
         whole = self._rearranged(whole, self._sides()[::-1])
         return _reversed(whole) if self.flip else whole
+
+    def _stacked(self, leaves: Sequence[ArrayOrNode]) -> ArrayOrNode:
+        """Leaves that share an array as one, along a new first axis."""
+        kinds = {kind_of(leaf) for leaf in leaves}
+        if len(kinds) > 1:
+            differing = " and ".join(sorted(map(str, kinds)))
+            raise ValueError(f"one array is made of {', '.join(self.paths)}, which differ: {differing}")
+        return _map(lambda *arrays: np.stack(arrays), *leaves)
 
     def _sides(self) -> tuple[str, ...]:
         """PyTorch's side of the layout, and Flax's; none where the order stays."""
@@ -119,6 +122,7 @@ class Array:
         kept = {name for i, names in enumerate(before) if i - len(shape) not in leaf.axes for name in names}
         kept = {name for name in kept if sizes[name] > 1} or kept  # a size of 1 counts only where there is no other
         reduced = tuple(i - ndim for i, names in enumerate(after) if kept.isdisjoint(names))
+        # Where an axis that keeps its norms is merged with a reduced one, each norm would be for a part of an axis.
         others = [{*names} - kept for names in after if not kept.isdisjoint(names)]
         mixed = any(sizes[name] > 1 for names in others for name in names)
         if mixed or not reduced:
