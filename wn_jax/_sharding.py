@@ -144,8 +144,8 @@ def _named(spec: Specs) -> Specs:
 def _of_box(box: Box) -> Specs:
     """The spec that a box around an array carries, as Flax reads it."""
     kind = type(box).__name__
-    # Of a box without this method Flax itself says None, which JAX takes for "anywhere". A guess like that, here or P(),
-    # would leave a sharded weight whole on each device.
+    # Of a box without this method Flax says None, as if any sharding would do. Here that is refused, as a box is what
+    # carries names, and a guess could leave a large weight whole on each device.
     read = nnx.get_partition_spec if isinstance(box, nnx.Variable) else getattr(type(box), "get_partition_spec", None)
     if read is None:
         raise ValueError(
