@@ -19,7 +19,8 @@ from wn_jax._data_init import init_from_data as _init_from_data
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._program.reading import check_callable
 from wn_jax._uses import infer_axes as _infer_axes
-from wn_jax.nnx._nodes_in_place import nodes_of, with_weights
+from wn_jax.nnx._nodes_in_place import nodes_of, rebuilt_copy
+from wn_jax.nnx._turns import turn
 from wn_jax.nnx._weight_normed import WeightNormed
 
 
@@ -82,9 +83,11 @@ def split(model: Any) -> tuple[Any, Any]:
     >>> bool(jnp.allclose(jax.jit(apply)(params, jnp.ones((1, 3))), wrapped(jnp.ones((1, 3)))))
     True
     """
-    nodes = nodes_of(_inner(model))
-    graph, state = nnx.split(with_weights(_inner(model)), graph=True)
-    flat = [(path, _copied(nodes.get(tuple(path), leaf))) for path, leaf in nnx.to_flat_state(state)]
+    inner = _inner(model)
+    with turn(inner):
+        nodes = nodes_of(inner)
+        graph, state = nnx.split(rebuilt_copy(inner), graph=True)
+        flat = [(path, _copied(nodes.get(tuple(path), leaf))) for path, leaf in nnx.to_flat_state(state)]
     return graph, nnx.from_flat_state(flat)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from flax import nnx
 
 from wn_jax._node import is_node
-from wn_jax._types import Axes
+from wn_jax._types import AxesRule, Scale
 from wn_jax._wrap import check_scale
-from wn_jax.nnx._nodes_in_place import nodes_of, weights_in_place, with_nodes, with_weights
-from wn_jax.nnx._program_call import is_traced, run_factored
+from wn_jax.nnx._nodes_in_place import nodes_of, rebuilt_copy, rebuilt_in_place, with_nodes
+from wn_jax.nnx._program_call import is_traced, run_factored, tell
+from wn_jax.nnx._turns import turn
 
 
 class WeightNormed(nnx.Module):
@@ -29,6 +29,9 @@ class WeightNormed(nnx.Module):
     While the model's code runs, the layers hold plain weights, computed once a call; otherwise they hold nodes, so
     `wrapped.model.encoder(x)` fails. What the model's code writes to a weight is dropped after the call.
 
+    Threads take turns on one model, on its parts, and on models that share parts; others run side by side. Two threads
+    inside two models, each of which calls the other's, would wait for ever: one gets a `RuntimeError` that says so.
+
     Arguments:
         model: any NNX module. It is copied, and stays as it is.
         axes: which weights, and over which axes their norms run: a dict from path to axes or a function, as for
@@ -36,9 +39,10 @@ class WeightNormed(nnx.Module):
         scale: where the scale `g / ||v||` goes, as for `wn_jax.wrap`. `"auto"` and `"output"` read the model's program
             inside `nnx.jit`, `nnx.grad` and other transformations, which saves much at small batches. They are for
             models whose code can run twice in a call: not for one that counts its calls, or collects arrays, in
-            variables of Python that NNX does not know. Where the program does not tell all (the call adds
-            attributes, or returns a module), and outside of transformations, the weights are computed as by
-            `"weight"`.
+            variables of Python that NNX does not know. Outside of transformations the weights are computed as by
+            `"weight"`. Where the program does not tell all (the call adds attributes, or returns a module), or
+            cannot be read or run, they are too, and a `UserWarning` says why, once for a class, method and kind of
+            failure. An error of the model's own code is raised as without `WeightNormed`.
 
     Raises:
         TypeError: `model` is no NNX module.
@@ -61,12 +65,7 @@ class WeightNormed(nnx.Module):
     True
     """
 
-    def __init__(
-        self,
-        model: nnx.Module,
-        axes: Mapping[str, Axes | None] | Callable[[str, Any], Axes | None],
-        scale: str = "weight",
-    ):
+    def __init__(self, model: nnx.Module, axes: AxesRule, scale: Scale = "weight") -> None:
         check_scale(scale)
         _check_is_plain(model)
         self.model = with_nodes(model, axes)
@@ -74,7 +73,7 @@ class WeightNormed(nnx.Module):
 
     def plain(self) -> Any:
         """The model with plain weights, for serving and export: a copy, of the class that was wrapped."""
-        return with_weights(self.model)
+        return rebuilt_copy(self.model)
 
     def train(self, **attributes: Any) -> None:
         """The model's own `train`."""
@@ -97,7 +96,7 @@ class WeightNormed(nnx.Module):
             return self._part(vars(model)[name])
         method = getattr(type(model), name, None)
         if not callable(method):
-            with weights_in_place(model):  # for a property
+            with rebuilt_in_place(model):  # for a property
                 return getattr(model, name)
 
         @functools.wraps(method)
@@ -136,17 +135,31 @@ class WeightNormed(nnx.Module):
         view.__dict__.update({**vars(self), "model": part})
         return view
 
-    def _run(self, name: str, args: Any, kwargs: Any) -> Any:
-        nodes = {} if self._scale == "weight" else nodes_of(self.model)
-        if nodes and is_traced(list(nodes.values()), args, kwargs):
-            # What is in the way of this, in the model or in the call, shows below, or was in the way of this only.
-            with contextlib.suppress(Exception):
+    def _run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`name` of the model: by its program where `scale` asks for that and it can be done, else its code itself."""
+        with turn(self.model):
+            nodes = {} if self._scale == "weight" else nodes_of(self.model)
+            if not nodes or not is_traced(list(nodes.values()), args, kwargs):
+                return self._run_in_place(name, args, kwargs)
+            try:
                 return run_factored(self.model, nodes, name, args, kwargs, self._scale)
-        with weights_in_place(self.model):
+            except Exception as error:  # noqa: BLE001 - of the model's code, or of ours: the code itself tells which
+                failure = error
+            # Past the `except`, so that an error of the model's is shown as its own, and not as one during another.
+            try:
+                result = self._run_in_place(name, args, kwargs)
+                tell(self.model, name, self._scale, failure)
+            finally:
+                del failure  # its traceback holds this frame
+            return result
+
+    def _run_in_place(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with rebuilt_in_place(self.model):
             return getattr(self.model, name)(*args, **kwargs)
 
 
-def _check_is_plain(model: Any) -> None:
+def _check_is_plain(model: nnx.Module) -> None:
+    """Raises where `model` is no NNX module, or holds nodes already, or Flax's own weight normalization."""
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"WeightNormed takes an NNX module; got a {type(model).__name__}. For parameter trees there are "
