@@ -10,82 +10,115 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
+import jax
 import jax.numpy as jnp
 
 from wn_jax._boxes import rebox, unbox
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._norms import norm_dtype
-
-FeatureAxes = int | Sequence[int] | None
+from wn_jax._types import FeatureAxes, Leaf, PyTree
 
 EPSILON = 1e-12
 """Flax's default."""
+
+Scope: TypeAlias = dict[Any, Any]
+"""A nested dict: the scopes of a Linen model by their names, or the attributes of an NNX model, with leaves in them."""
+
+
+class _Options(NamedTuple):
+    """What the constructor of Flax's `WeightNorm` was given, which its parameters do not tell."""
+
+    feature_axes: FeatureAxes
+    """The axes over which the norm does not run."""
+    epsilon: float
+    """What Flax adds to the squared norm."""
 
 
 def linen_nodes(params: Mapping[str, Any], feature_axes: FeatureAxes, epsilon: float) -> dict[str, Any]:
     """Nested dicts in which weights with a scale are nodes, and the scales and the wrappers' scopes are gone."""
     tree = _as_dicts(params)
-    found, tree = _convert_linen(tree, tree, "", (feature_axes, epsilon))
+    found, tree = _convert_linen(tree, tree, "", _Options(feature_axes, epsilon))
     _check_complete(found, tree)
     return tree
 
 
-def nnx_nodes(state: Mapping[Any, Any], feature_axes: FeatureAxes, epsilon: float) -> dict[Any, Any]:
+def nnx_nodes(state: Mapping[Any, Any], feature_axes: FeatureAxes, epsilon: float) -> Scope:
     """The same for the state of an NNX model, as nested dicts."""
     tree = _as_dicts(state)
-    found, tree = _convert_nnx(tree, "", (feature_axes, epsilon))
+    found, tree = _convert_nnx(tree, "", _Options(feature_axes, epsilon))
     _check_complete(found, tree)
     return tree
 
 
-def folded(weight: Any, scale: Any, feature_axes: FeatureAxes, epsilon: float, path: str) -> tuple[Any, Any]:
+def folded(
+    weight: Leaf, scale: Leaf, feature_axes: FeatureAxes, epsilon: float, path: str
+) -> tuple[jax.Array, tuple[int, ...]]:
     """A weight with its scale (`None`: of ones) multiplied in, and the axes that its norm ran over."""
-    v, g, _, axes = _factors(weight, scale, feature_axes, path)
-    length = jnp.sqrt(jnp.sum(v * v, axes, keepdims=True) + epsilon)
-    return (v * (g / length)).astype(v.dtype), axes
+    factors = _factors(weight, scale, feature_axes, path)
+    v = factors.v
+    length = jnp.sqrt(jnp.sum(v * v, factors.axes, keepdims=True) + epsilon)
+    return (v * (factors.g / length)).astype(v.dtype), factors.axes
 
 
-def _node(weight: Any, scale: Any, options: tuple[FeatureAxes, float], path: str) -> Any:
+def _node(weight: Leaf, scale: Leaf, options: _Options, path: str) -> Leaf:
     """The node of a weight, or a plain weight where Flax's norm runs over no axes, as that of a bias does."""
-    feature_axes, epsilon = options
-    v, g, wide, axes = _factors(weight, scale, feature_axes, path)
+    v, g, wide, axes = _factors(weight, scale, options.feature_axes, path)
     squares = jnp.sum(jnp.square(v.astype(wide)), axes, keepdims=True)
     if not axes:
-        return rebox(weight, (v * (g / jnp.sqrt(squares + epsilon))).astype(v.dtype))
+        return rebox(weight, (v * (g / jnp.sqrt(squares + options.epsilon))).astype(v.dtype))
+
     node = WeightNorm.from_weight(rebox(weight, v), axes)  # its v, which is right for zero vectors too
-    g = g * jnp.sqrt(squares / (squares + epsilon))
+    # Flax divides by sqrt(||v||^2 + epsilon), and a node by ||v||.
+    g = g * jnp.sqrt(squares / (squares + options.epsilon))
     return dataclasses.replace(node, g=rebox(node.g, g.astype(wide)))
 
 
-def _factors(weight: Any, scale: Any, feature_axes: FeatureAxes, path: str) -> tuple[Any, Any, Any, Any]:
-    """`v`, `g` shaped to multiply it, the dtype of the norm, and its axes."""
+class _Factors(NamedTuple):
+    """A weight as Flax factors it."""
+
+    v: jax.Array
+    g: jax.Array
+    """The scale, shaped to multiply `v`, in the dtype of the norm."""
+    dtype: jnp.dtype
+    """Of the norm."""
+    axes: tuple[int, ...]
+    """That the norm runs over, counted from the end."""
+
+
+def _factors(weight: Leaf, scale: Leaf, feature_axes: FeatureAxes, path: str) -> _Factors:
     if is_node(weight):
         raise ValueError(f"{path!r} is wrapped by two flax WeightNorms, which no node can stand for")
     v = jnp.asarray(unbox(weight))
     given = () if feature_axes is None else (feature_axes,) if isinstance(feature_axes, int) else tuple(feature_axes)
+
     # A stack of layers (nn.scan, nn.vmap) has leading axes that weight and scale share, and feature_axes do not count.
     copies = 0 if scale is None else jnp.ndim(unbox(scale)) - len(given)
     rank = v.ndim - copies
     features = sorted({copies + axis % rank for axis in given if -rank <= axis < rank}) if copies >= 0 else []
     shape = (*v.shape[: max(copies, 0)], *(v.shape[axis] for axis in features))
+
     scale = jnp.ones(shape, v.dtype) if scale is None else jnp.asarray(unbox(scale))
     if scale.shape != shape or len(features) != len(given) or (copies and rank < 2):
         raise ValueError(
             f"{path!r} has shape {v.shape} and a scale of shape {scale.shape}, which are not those of feature_axes "
             f"{feature_axes}; pass the feature_axes of this flax WeightNorm"
         )
+
     kept = {*range(copies), *features}
     axes = tuple(axis - v.ndim for axis in range(v.ndim) if axis not in kept)
     v = v.astype(jnp.promote_types(v.dtype, scale.dtype))  # Flax's weight has the dtype of the product
     wide = norm_dtype(v.dtype)
     g = jnp.asarray(scale, wide).reshape([size if axis in kept else 1 for axis, size in enumerate(v.shape)])
-    return v, g, wide, axes
+    return _Factors(v, g, wide, axes)
 
 
-def _convert_linen(tree: dict[str, Any], parent: dict[str, Any], path: str, options: Any) -> tuple[int, dict[str, Any]]:
-    """How many nodes were made, and the scope as it is without wrappers. Layers are in their wrapper's, or beside."""
+def _convert_linen(tree: Scope, parent: Scope, path: str, options: _Options) -> tuple[int, Scope]:
+    """The number of nodes that were made, and the scope as it is without wrappers.
+
+    A wrapped layer is in the scope of its wrapper, or beside it.
+    """
     found = 0
     _check_unbroken(tree, path)
     for key, child in _children(tree):
@@ -94,30 +127,39 @@ def _convert_linen(tree: dict[str, Any], parent: dict[str, Any], path: str, opti
         tree[key] = child
         if count and not child:  # it held scales only
             del tree[key]
+
     scales = [key for key in tree if isinstance(key, str) and key.endswith("/scale")]
     for key in scales:
-        *layer, name = key.removesuffix("/scale").split("/")
-        owner = _at(tree, layer, name) or _at(parent, layer, name)
-        if owner is None and layer:  # the last key may be that of a box, such as nn.Partitioned
-            *layer, name = layer
-            owner = _at(tree, layer, name) or _at(parent, layer, name)
-        if owner is None:
-            raise ValueError(
-                f"{path + key!r} is the scale of a weight that is not there. Pass the whole tree. (Of WeightNorms "
-                "within one another, or around an nn.RNN, the tree does not tell which weights they are for.)"
-            )
+        owner, name = _owner(tree, parent, key, path)
         owner[name] = _node(owner[name], tree.pop(key), options, path + key.removesuffix("/scale"))
     moves_up = scales and set(tree) == {"layer_instance"}  # as without the wrapper
     return found + len(scales), tree["layer_instance"] if moves_up else tree
 
 
-def _convert_nnx(tree: dict[Any, Any], path: str, options: Any) -> tuple[int, dict[Any, Any]]:
+def _owner(tree: Scope, parent: Scope, key: str, path: str) -> tuple[Scope, str]:
+    """The dict with the weight whose scale is at `key` of `tree`, and the weight's name there."""
+    *layer, name = key.removesuffix("/scale").split("/")
+    owner = _at(tree, layer, name) or _at(parent, layer, name)
+    if owner is None and layer:  # the last key may be that of a box, such as nn.Partitioned
+        *layer, name = layer
+        owner = _at(tree, layer, name) or _at(parent, layer, name)
+    if owner is None:
+        raise ValueError(
+            f"{path + key!r} is the scale of a weight that is not there. Pass the whole tree. (Of WeightNorms "
+            "within one another, or around an nn.RNN, the tree does not tell which weights they are for.)"
+        )
+    return owner, name
+
+
+def _convert_nnx(tree: Scope, path: str, options: _Options) -> tuple[int, Scope]:
+    """The same for the attributes of an NNX model, where the layer and its scales are beside each other."""
     found = 0
     for key, child in _children(tree):
         count, tree[key] = _convert_nnx(child, f"{path}{key}/", options)
         found += count
     if set(tree) != {"layer_instance", "scales"}:
         return found, tree
+
     layer = tree["layer_instance"]
     for key, scale in tree["scales"].items():
         *inner, name = key if isinstance(key, tuple) else (key,)
@@ -128,22 +170,23 @@ def _convert_nnx(tree: dict[Any, Any], path: str, options: Any) -> tuple[int, di
     return found + len(tree["scales"]), layer
 
 
-def _at(tree: Any, keys: Sequence[Any], name: Any) -> Any:
+def _at(tree: PyTree, keys: Sequence[Any], name: str) -> Scope | None:
     """The dict below `tree` that has `name`, or None."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree if isinstance(tree, dict) and name in tree else None
 
 
-def _as_dicts(tree: Any) -> Any:
+def _as_dicts(tree: PyTree) -> PyTree:
+    """A copy in which all mappings are dicts, to be changed in place."""
     return {key: _as_dicts(child) for key, child in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-def _children(tree: dict[Any, Any]) -> list[tuple[Any, dict[Any, Any]]]:
+def _children(tree: Scope) -> list[tuple[Any, Scope]]:
     return [(key, child) for key, child in tree.items() if isinstance(child, dict)]
 
 
-def _check_unbroken(tree: dict[str, Any], path: str) -> None:
+def _check_unbroken(tree: Scope, path: str) -> None:
     """Raises where numbered wrappers are missing between others: without a scale, they leave no trace but that."""
     numbers = sorted(int(key[11:]) for key in tree if re.fullmatch(r"WeightNorm_\d+", str(key)))
     if missing := set(range(numbers[-1])) - set(numbers) if numbers else set():
@@ -153,7 +196,8 @@ def _check_unbroken(tree: dict[str, Any], path: str) -> None:
         )
 
 
-def _check_complete(found: int, tree: dict[Any, Any]) -> None:
+def _check_complete(found: int, tree: Scope) -> None:
+    """Raises where no node was made, or a layer is still in a wrapper."""
     if not found:
         raise ValueError(
             "there is no scale of a flax WeightNorm in this tree (with use_scale=False it leaves none); pass the "
@@ -166,7 +210,7 @@ def _check_complete(found: int, tree: dict[Any, Any]) -> None:
         )
 
 
-def _leftover(tree: dict[Any, Any], path: str) -> str | None:
+def _leftover(tree: Scope, path: str) -> str | None:
     """The path of a layer that is still in a wrapper."""
     for key, child in _children(tree):
         here = f"{path}{key}"

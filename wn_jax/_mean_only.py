@@ -5,11 +5,12 @@ Source: Salimans & Kingma 2016, arXiv 1602.07868, section 4, equation 7.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax.linen import dtypes
+from flax.typing import Dtype
 
 from wn_jax._norms import norm_dtype
 
@@ -24,7 +25,11 @@ def batch_axes(axis: int | tuple[int, ...], ndim: int) -> tuple[int, ...]:
 
 
 def batch_mean(
-    x: jax.Array, axes: tuple[int, ...], mask: jax.Array | None, axis_name: str | None, axis_index_groups: Any
+    x: jax.Array,
+    axes: tuple[int, ...],
+    mask: jax.Array | None,
+    axis_name: str | None,
+    axis_index_groups: Sequence[Sequence[int]] | None,
 ) -> jax.Array:
     """The mean over `axes` and the devices of `axis_name`. Sums are added up, so that each example counts once."""
     x = x.astype(norm_dtype(x.dtype))
@@ -41,10 +46,12 @@ def moved(average: jax.Array, mean: jax.Array, momentum: float) -> jax.Array:
     return (momentum * average + (1 - momentum) * mean).astype(jnp.float32)
 
 
-def centred(x: jax.Array, mean: jax.Array, bias: jax.Array | None, axes: tuple[int, ...], dtype: Any) -> jax.Array:
+def centred(
+    x: jax.Array, mean: jax.Array, bias: jax.Array | None, axes: tuple[int, ...], dtype: Dtype | None
+) -> jax.Array:
     """`x - mean + bias`, computed in float32 at least; by default of the dtype that `x` and `bias` promote to."""
     wide = norm_dtype(x.dtype)
     y = x.astype(wide) - jnp.expand_dims(mean, axes).astype(wide)
     if bias is not None:
         y = y + jnp.expand_dims(bias, axes).astype(wide)
-    return y.astype(dtypes.canonicalize_dtype(x, *(() if bias is None else (bias,)), dtype=dtype))
+    return y.astype(dtypes.canonicalize_dtype(x, bias, dtype=dtype))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +12,8 @@ from flax.core import FrozenDict, freeze
 from flax.typing import Dtype, Initializer
 
 from wn_jax import _mean_only
-from wn_jax._flax_weight_norm import EPSILON, FeatureAxes, linen_nodes
+from wn_jax._flax_weight_norm import EPSILON, linen_nodes
+from wn_jax._types import FeatureAxes, Params
 
 __all__ = ["MeanOnlyBatchNorm", "from_weight_norm"]
 
@@ -61,7 +62,7 @@ class MeanOnlyBatchNorm(nn.Module):
     use_bias: bool = True
     bias_init: Initializer = nn.initializers.zeros
     axis_name: str | None = None
-    axis_index_groups: Any = None
+    axis_index_groups: Sequence[Sequence[int]] | None = None
 
     @nn.compact
     def __call__(
@@ -94,7 +95,7 @@ class MeanOnlyBatchNorm(nn.Module):
         return _mean_only.centred(x, mean, bias, axes, self.dtype)
 
 
-def from_weight_norm(params: Mapping[str, Any], feature_axes: FeatureAxes = -1, epsilon: float = EPSILON) -> Any:
+def from_weight_norm(params: Mapping[str, Any], feature_axes: FeatureAxes = -1, epsilon: float = EPSILON) -> Params:
     """The parameters of a model with `flax.linen.WeightNorm` layers, for the same model without them: same function.
 
     Each weight with a scale becomes a `WeightNorm` node with the axes that Flax normalized over. `v` is Flax's (so

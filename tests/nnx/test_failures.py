@@ -65,7 +65,7 @@ def test_more_than_a_program_is_said_once_a_method(scale):
 
 @pytest.mark.parametrize("name", ["__call__", "add_attribute", "branch"])
 def test_nothing_is_said_where_nothing_failed(name):
-    plain, wrapped = made("auto" if name == "__call__" else "weight", add_attribute=add_attribute, branch=branch)
+    _, wrapped = made("auto" if name == "__call__" else "weight", add_attribute=add_attribute, branch=branch)
     transform = nnx.grad if name == "branch" else nnx.jit
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -159,7 +159,7 @@ def _told_of():
 
 
 def test_parts_warn_by_their_own_class():
-    plain, wrapped = made(add_attribute=add_attribute)
+    plain, _ = made(add_attribute=add_attribute)
     outer = nnx.Sequential(nnx.clone(plain), jnp.tanh)
     part = WeightNormed(outer, {"layers/0/linear/kernel": -2}, scale="auto")
     with pytest.warns(UserWarning, match=r"Model\.add_attribute"):

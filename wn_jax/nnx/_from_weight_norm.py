@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, overload
 
 from flax import nnx
 
-from wn_jax._flax_weight_norm import EPSILON, FeatureAxes, folded, nnx_nodes
+from wn_jax._flax_weight_norm import EPSILON, folded, nnx_nodes
+from wn_jax._types import FeatureAxes, KeyPath, PyTree
 from wn_jax.nnx._weight_normed import WeightNormed
 
 
-def from_weight_norm(model: Any, feature_axes: FeatureAxes = -1, epsilon: float = EPSILON) -> Any:
+@overload
+def from_weight_norm(model: nnx.Module, feature_axes: FeatureAxes = ..., epsilon: float = ...) -> WeightNormed: ...
+
+
+@overload
+def from_weight_norm(model: Mapping[Any, Any], feature_axes: FeatureAxes = ..., epsilon: float = ...) -> nnx.State: ...
+
+
+def from_weight_norm(
+    model: nnx.Module | Mapping[Any, Any], feature_axes: FeatureAxes = -1, epsilon: float = EPSILON
+) -> WeightNormed | nnx.State:
     """A model with `flax.nnx.WeightNorm` layers as a `WeightNormed` of the model without them, of the same function.
 
     The layers inside the wrappers take their places. The axes are those that Flax normalized over, wrong for attention;
@@ -37,23 +48,24 @@ def from_weight_norm(model: Any, feature_axes: FeatureAxes = -1, epsilon: float 
         if not isinstance(model, Mapping):
             raise TypeError(f"from_weight_norm takes an NNX module or its state; got a {type(model).__name__}")
         return nnx.State(nnx_nodes(model, feature_axes, epsilon))
+
     axes: dict[str, tuple[int, ...]] = {}
 
-    def unwrapped(path: tuple[Any, ...], part: Any) -> Any:
+    def unwrapped(path: KeyPath, part: PyTree) -> PyTree:
         return _fold(path, part, axes) if isinstance(part, nnx.WeightNorm) else part
 
-    model = nnx.recursive_map(unwrapped, nnx.clone(model, graph=True), graph=True)
+    plain = nnx.recursive_map(unwrapped, nnx.clone(model, graph=True), graph=True)
     if not axes:
         raise ValueError("the model has no flax.nnx.WeightNorm; WeightNormed(model, axes) wraps a plain one")
-    return WeightNormed(model, axes)
+    return WeightNormed(plain, axes)
 
 
-def _fold(path: tuple[Any, ...], wrapper: Any, axes: dict[str, tuple[int, ...]]) -> Any:
+def _fold(path: KeyPath, wrapper: nnx.WeightNorm, axes: dict[str, tuple[int, ...]]) -> nnx.Module:
     """The layer in a wrapper, its weights made what the wrapper makes of them; notes the axes of their norms."""
     for inner, param in nnx.to_flat_state(nnx.state(wrapper.layer_instance, nnx.Param, graph=True)):
         if wrapper.variable_filter(inner, param):
             name = "/".join(map(str, (*path, *inner)))
-            scale = wrapper.scales[inner] if wrapper.use_scale else None
+            scale = None if wrapper.scales is None else wrapper.scales[inner]
             weight, reduced = folded(param, scale, wrapper.feature_axes, wrapper.epsilon, name)
             param.set_value(weight)
             if reduced:

@@ -6,8 +6,8 @@ hands to optax there are no nodes, and `wn_jax.labels` would call everything `'o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,13 @@ from wn_jax._boxes import unbox
 from wn_jax._data_init import init_from_data as _init_from_data
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._program.reading import check_callable
+from wn_jax._types import KeyPath, Leaf, Params, PyTree
 from wn_jax._uses import infer_axes as _infer_axes
 from wn_jax.nnx._nodes_in_place import nodes_of, rebuilt_copy
 from wn_jax.nnx._turns import turn
 from wn_jax.nnx._weight_normed import WeightNormed
+
+Tree = TypeVar("Tree")
 
 
 def infer_axes(fn: Callable[..., Any]) -> Callable[..., dict[str, tuple[int, ...]]]:
@@ -35,7 +38,7 @@ def infer_axes(fn: Callable[..., Any]) -> Callable[..., dict[str, tuple[int, ...
     """
     check_callable("infer_axes", fn)
 
-    def axes(model: Any, *args: Any, **kwargs: Any) -> dict[str, tuple[int, ...]]:
+    def axes(model: nnx.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, ...]]:
         graph, params = split(model)
         return _infer_axes(_merged(fn, graph))(params, *args, **kwargs)
 
@@ -58,7 +61,7 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0) -> Callable[
     """
     check_callable("init_from_data", fn)
 
-    def initialized(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def initialized(model: nnx.Module, *args: Any, **kwargs: Any) -> nnx.Module:
         graph, params = split(model)
         if not nodes_of(model):
             raise ValueError("init_from_data found no WeightNorm node in the model; wrap it in a WeightNormed first")
@@ -69,12 +72,12 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0) -> Callable[
     return initialized
 
 
-def split(model: Any) -> tuple[Any, Any]:
-    """`nnx.split` of the model with plain weights, but nodes in the state: `graph, params = split(wrapped)`.
+def split(model: nnx.Module) -> tuple[nnx.GraphDef[Any], nnx.State]:
+    """The graph of the model with plain weights, and its state with nodes in it.
 
-    For `wn_jax.wrap` (which places each scale where it is cheap), `wn_jax.curvature`, `wn_jax.labels` and all else
-    that is about nodes. `nnx.merge(graph, wn_jax.reconstruct(params))` is the plain model. `update` takes changes
-    back.
+    `graph, params = split(wrapped)` is as `nnx.split`, but for the nodes. They are for `wn_jax.wrap` (which places each
+    scale where it is cheap), `wn_jax.curvature`, `wn_jax.labels` and all else that is about nodes.
+    `nnx.merge(graph, wn_jax.reconstruct(params))` is the plain model. `update` takes changes back.
 
     >>> import jax.numpy as jnp, wn_jax as wn
     >>> wrapped = WeightNormed(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), {"kernel": -2})
@@ -91,8 +94,8 @@ def split(model: Any) -> tuple[Any, Any]:
     return graph, nnx.from_flat_state(flat)
 
 
-def update(model: Any, params: Any) -> None:
-    """Put the values of `params`, a state as `split` returns it (or a part of one), into the model.
+def update(model: nnx.Module, params: nnx.State) -> None:
+    """Put the values of a state into the model: of one as `split` returns it, or of a part of one.
 
     Raises:
         TypeError: `params` is no state.
@@ -101,24 +104,18 @@ def update(model: Any, params: Any) -> None:
     """
     if not isinstance(params, nnx.State):
         raise TypeError(f"update takes a state, as the second of what split returns; got a {type(params).__name__}")
-    new = jax.tree_util.tree_map(_unpacked, params, is_leaf=is_node)
-    known = {tuple(path): jnp.shape(unbox(leaf)) for path, leaf in nnx.to_flat_state(nnx.state(_inner(model)))}
-    for path, leaf in nnx.to_flat_state(new):
-        shape, found = jnp.shape(unbox(leaf)), known.get(tuple(path), "nothing")
-        if shape != found:
-            name = "/".join(map(str, path))
-            raise ValueError(
-                f"update: {name!r} has shape {shape} in params, and the model has {found} there; the paths are those "
-                "of wn_jax.nnx.split(model)"
-            )
-    nnx.update(_inner(model), new)
+    inner = _inner(model)
+    new = jax.tree.map(_unpacked, params, is_leaf=is_node)
+    with turn(inner):
+        _check_is_known(new, nnx.state(inner))
+        nnx.update(inner, new)
 
 
-def on_nodes(tx: optax.GradientTransformation, model: Any) -> optax.GradientTransformationExtraArgs:
-    """An optax rule that sees nodes: `nnx.Optimizer(model, on_nodes(tx, model), wrt=nnx.Param)`.
+def on_nodes(tx: optax.GradientTransformation, model: nnx.Module) -> optax.GradientTransformationExtraArgs:
+    """An optax rule that sees nodes where the optimizer of an NNX model hands it two parameters each.
 
-    For rules that treat `g` and `v` in ways of their own, by `wn_jax.labels` or `wn_jax.optim`. Those that treat all
-    parameters alike need it not.
+    `nnx.Optimizer(model, on_nodes(tx, model), wrt=nnx.Param)` is for rules that treat `g` and `v` in ways of their own,
+    by `wn_jax.labels` or `wn_jax.optim`. Those that treat all parameters alike need it not.
 
     Arguments:
         tx: any optax rule.
@@ -141,34 +138,50 @@ def on_nodes(tx: optax.GradientTransformation, model: Any) -> optax.GradientTran
         raise ValueError("on_nodes found no WeightNorm node in the model; wrap it in a WeightNormed first")
     tx = optax.with_extra_args_support(tx)
 
-    def init(params: Any) -> Any:
+    def init(params: optax.Params) -> optax.OptState:
         return tx.init(_packed(params, axes))
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, optax.OptState]:
         params = None if params is None else _packed(params, axes)
         updates, state = tx.update(_packed(updates, axes), state, params, **extra)
-        return jax.tree_util.tree_map(_unpacked, updates, is_leaf=is_node), state
+        return jax.tree.map(_unpacked, updates, is_leaf=is_node), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _inner(model: Any) -> Any:
-    """The model in a `WeightNormed`."""
+def _inner(model: nnx.Module) -> nnx.Module:
+    """The model in a `WeightNormed`, or the model itself."""
     if not isinstance(model, nnx.Module):
         raise TypeError(f"expected a WeightNormed, or another NNX module; got a {type(model).__name__}")
     return model.model if isinstance(model, WeightNormed) else model
 
 
-def _merged(fn: Callable[..., Any], graph: Any) -> Callable[..., Any]:
+def _merged(fn: Callable[..., Any], graph: nnx.GraphDef[Any]) -> Callable[..., Any]:
+    """`fn`, a function of a model, as a function of its state."""
     return lambda params, *args, **kwargs: fn(nnx.merge(graph, params), *args, **kwargs)
 
 
-def _copied(leaf: Any) -> Any:
-    """The same arrays in `Variable`s of their own."""
-    return jax.tree_util.tree_map(lambda x: x, leaf)
+def _check_is_known(state: nnx.State, known: nnx.State) -> None:
+    """Raises where `state` has a leaf that `known` has not, or has in another shape."""
+    shapes = {tuple(path): jnp.shape(unbox(leaf)) for path, leaf in nnx.to_flat_state(known)}
+    for path, leaf in nnx.to_flat_state(state):
+        shape, found = jnp.shape(unbox(leaf)), shapes.get(tuple(path), "nothing")
+        if shape != found:
+            name = "/".join(map(str, path))
+            raise ValueError(
+                f"update: {name!r} has shape {shape} in params, and the model has {found} there; the paths are those "
+                "of wn_jax.nnx.split(model)"
+            )
 
 
-def _packed(state: Any, axes: dict[tuple[Any, ...], tuple[int, ...]]) -> Any:
+def _copied(leaf: Tree) -> Tree:
+    """The same arrays in `Variable`s of their own, as JAX builds new ones when it maps over a tree."""
+    return jax.tree.map(lambda x: x, leaf)
+
+
+def _packed(state: Params, axes: Mapping[KeyPath, tuple[int, ...]]) -> nnx.State:
     """A nested state in which `g` and `v` of a node, where both are there, are a node."""
     flat = {tuple(path): leaf for path, leaf in nnx.to_flat_state(state)}
     for path, reduced in axes.items():
@@ -177,9 +190,9 @@ def _packed(state: Any, axes: dict[tuple[Any, ...], tuple[int, ...]]) -> Any:
     return nnx.from_flat_state(flat.items())
 
 
-def _unpacked(leaf: Any) -> Any:
-    """What NNX has where a node is: a mapping from key to child."""
+def _unpacked(leaf: Leaf) -> PyTree:
+    """A node as NNX has it, a mapping from key to child; any other leaf as it is."""
     if not is_node(leaf):
         return leaf
-    children, _ = jax.tree_util.tree_flatten_with_path(leaf, is_leaf=lambda x: x is not leaf)
+    children = jax.tree.leaves_with_path(leaf, is_leaf=lambda x: x is not leaf)
     return {key.name: child for (key,), child in children}

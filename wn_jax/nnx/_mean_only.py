@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +57,9 @@ class MeanOnlyBatchNorm(nnx.Module):
         use_bias: bool = True,
         bias_init: Initializer = nnx.initializers.zeros,
         axis_name: str | None = None,
-        axis_index_groups: Any = None,
+        axis_index_groups: Sequence[Sequence[int]] | None = None,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         self.mean = nnx.BatchStat(jnp.zeros(num_features, jnp.float32))
         self.bias = nnx.data(nnx.Param(bias_init(rngs.params(), (num_features,), param_dtype)) if use_bias else None)
         self.num_features = num_features

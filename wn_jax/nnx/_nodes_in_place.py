@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flax import nnx
 
@@ -109,7 +109,7 @@ def _replace(model: nnx.Module, new: Callable[[Leaf], Leaf]) -> set[int]:
     """
     gone: set[int] = set()
     for _, part in list(nnx.iter_graph(model, graph=True)):
-        owner = vars(part) if isinstance(part, nnx.Pytree) else part
+        owner: dict[Any, Leaf] | list[Leaf] = vars(part) if isinstance(part, nnx.Pytree) else part
         if not isinstance(owner, dict | list):
             continue
         for key, value in list(owner.items() if isinstance(owner, dict) else enumerate(owner)):

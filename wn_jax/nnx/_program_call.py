@@ -123,7 +123,7 @@ class _Content(NamedTuple):
     leaf: Leaf
     """Itself."""
     arrays: list[Leaf]
-    structure: jax.tree_util.PyTreeDef
+    structure: jax.tree_util.PyTreeDef  # pyright: ignore[reportInvalidTypeForm]  # jaxlib comes without its stub
     """Around the arrays."""
     value: PyTree
     """The whole. It can be a dict that the model writes to, so it does not tell whether anything changed."""
@@ -155,7 +155,11 @@ def _check_is_told(
         raise NotAProgramError("it puts variables, or arrays that are attributes, in other places")
 
 
-def _check_unwritten(args: PyTree, treedef: jax.tree_util.PyTreeDef, given: Sequence[Leaf]) -> None:
+def _check_unwritten(
+    args: PyTree,
+    treedef: jax.tree_util.PyTreeDef,  # pyright: ignore[reportInvalidTypeForm]  # jaxlib comes without its stub
+    given: Sequence[Leaf],
+) -> None:
     """Raises where the containers among the arguments hold something else than they were given with."""
     leaves, structure = jax.tree.flatten(args, is_leaf=_is_object)
     if structure != treedef or any(a is not b for a, b in zip(leaves, given, strict=True)):

@@ -9,7 +9,7 @@ from typing import Any
 from flax import nnx
 
 from wn_jax._node import is_node
-from wn_jax._types import AxesRule, Scale
+from wn_jax._types import AxesRule, PyTree, Scale
 from wn_jax._wrap import check_scale
 from wn_jax.nnx._nodes_in_place import nodes_of, rebuilt_copy, rebuilt_in_place, with_nodes
 from wn_jax.nnx._program_call import is_traced, run_factored, tell
@@ -68,8 +68,8 @@ class WeightNormed(nnx.Module):
     def __init__(self, model: nnx.Module, axes: AxesRule, scale: Scale = "weight") -> None:
         check_scale(scale)
         _check_is_plain(model)
-        self.model = with_nodes(model, axes)
-        self._scale = scale
+        self.model: Any = with_nodes(model, axes)  # of the user's class, whose attributes no type tells
+        self._scale: Scale = scale
 
     def plain(self) -> Any:
         """The model with plain weights, for serving and export: a copy, of the class that was wrapped."""
@@ -105,37 +105,37 @@ class WeightNormed(nnx.Module):
 
         return call
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         model = vars(self).get("model", self)
         if name not in vars(self) and not name.startswith("_") and (name in vars(model) or hasattr(type(model), name)):
             setattr(model, name, value)
         else:
             super().__setattr__(name, value)
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: int | str | slice) -> PyTree:
         return self._part(self.model[key])
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[PyTree]:
         return map(self._part, self.model)
 
     def __len__(self) -> int:
         return len(self.model)
 
-    def __contains__(self, key: Any) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self.model
 
     def __bool__(self) -> bool:
         return bool(self.model)
 
-    def _part(self, part: Any) -> Any:
+    def _part(self, part: PyTree) -> PyTree:
         """A part of the model: as a `WeightNormed` of the same parameters, where it holds some."""
         if not isinstance(part, nnx.Module) or isinstance(part, WeightNormed) or not nodes_of(part):
             return part
         view = object.__new__(WeightNormed)
-        view.__dict__.update({**vars(self), "model": part})
+        vars(view).update({**vars(self), "model": part})  # past __setattr__, which speaks to the model
         return view
 
-    def _run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PyTree:
         """`name` of the model: by its program where `scale` asks for that and it can be done, else its code itself."""
         with turn(self.model):
             nodes = {} if self._scale == "weight" else nodes_of(self.model)
@@ -153,7 +153,7 @@ class WeightNormed(nnx.Module):
                 del failure  # its traceback holds this frame
             return result
 
-    def _run_in_place(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_in_place(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PyTree:
         with rebuilt_in_place(self.model):
             return getattr(self.model, name)(*args, **kwargs)
 
