@@ -28,12 +28,12 @@ Scope: TypeAlias = dict[Any, Any]
 
 
 class _Options(NamedTuple):
-    """What the constructor of Flax's `WeightNorm` was given, which its parameters do not tell."""
+    """The arguments of Flax's `WeightNorm` that its parameters do not tell."""
 
     feature_axes: FeatureAxes
     """The axes over which the norm does not run."""
     epsilon: float
-    """What Flax adds to the squared norm."""
+    """Added to the squared norm."""
 
 
 def linen_nodes(params: Mapping[str, Any], feature_axes: FeatureAxes, epsilon: float) -> dict[str, Any]:

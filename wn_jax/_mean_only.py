@@ -1,4 +1,4 @@
-"""What mean-only batch normalization computes, for the modules in `wn_jax.linen` and `wn_jax.nnx`.
+"""The arithmetic of mean-only batch normalization, for the modules in `wn_jax.linen` and `wn_jax.nnx`.
 
 Source: Salimans & Kingma 2016, arXiv 1602.07868, section 4, equation 7.
 """

@@ -1,4 +1,4 @@
-"""What a failure to run a model by its program comes to: the weights in place, and a warning; never silence."""
+"""A failure to run a model by its program: the weights are rebuilt in place, with a warning; never in silence."""
 
 import gc
 import warnings
