@@ -18,7 +18,10 @@ import jax.numpy as jnp
 from wn_jax._boxes import rebox, unbox
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._norms import norm_dtype
-from wn_jax._types import FeatureAxes, Leaf, PyTree
+from wn_jax._types import Leaf, PyTree
+
+FeatureAxes: TypeAlias = int | Sequence[int] | None
+"""The axes over which Flax's norms do not run."""
 
 EPSILON = 1e-12
 """Flax's default."""

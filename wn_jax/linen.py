@@ -12,8 +12,8 @@ from flax.core import FrozenDict, freeze
 from flax.typing import Dtype, Initializer
 
 from wn_jax import _mean_only
-from wn_jax._flax_weight_norm import EPSILON, linen_nodes
-from wn_jax._types import FeatureAxes, Params
+from wn_jax._flax_weight_norm import EPSILON, FeatureAxes, linen_nodes
+from wn_jax._types import Params
 
 __all__ = ["MeanOnlyBatchNorm", "from_weight_norm"]
 

@@ -7,8 +7,8 @@ from typing import Any, overload
 
 from flax import nnx
 
-from wn_jax._flax_weight_norm import EPSILON, folded, nnx_nodes
-from wn_jax._types import FeatureAxes, KeyPath, PyTree
+from wn_jax._flax_weight_norm import EPSILON, FeatureAxes, folded, nnx_nodes
+from wn_jax._types import KeyPath, PyTree
 from wn_jax.nnx._weight_normed import WeightNormed
 
 
