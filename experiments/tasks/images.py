@@ -1,4 +1,4 @@
-"""Examples as images."""
+"""The shapes that examples have as images."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """Height, width and channels of examples of this shape; vectors are grey images if they fill a square.
+    """Height, width and channels of an example of this shape, or None where it is no image.
 
-    None: they are no images.
+    A vector is a grey image if it fills a square.
     """
-    side = math.isqrt(shape[0]) if shape else 0
-    if len(shape) == 1 and side**2 == shape[0]:
-        return side, side, 1
+    if len(shape) == 1:
+        side = math.isqrt(shape[0])
+        return (side, side, 1) if side**2 == shape[0] else None
     return shape if len(shape) == 3 else None

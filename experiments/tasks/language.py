@@ -18,21 +18,27 @@ from experiments.schema import Count
 from experiments.tasks.gpt import GPT, STACK
 from experiments.tasks.task import Examples, Gather, ModelConfig, ModelState, Params, Task
 
-_WINDOWS_AT_A_TIME = 4096  # of text, to count
+_WINDOWS_AT_A_TIME = 4096  # that are counted together: all pairs of a large text at once would fill the memory
 
 
 class GPTConfig(ModelConfig):
-    """A decoder with `layers` blocks of this `width` and so many attention `heads`.
-
-    At each evaluation it writes on from the `prompt`, up to a window, with its logits divided by `temperature`.
-    """
+    """A decoder, which at each evaluation goes on with the text that its prompt begins."""
 
     name: Literal["gpt"]
     layers: Count
+    """The number of blocks."""
+
     width: Count
+    """The features at each place: a multiple of twice the heads."""
+
     heads: Count
+    """The attention heads of each block."""
+
     prompt: str = "\n"
+    """The beginning of what it writes, which it fills up to a window."""
+
     temperature: PositiveFloat = 0.8
+    """The divisor of its logits where it writes: below 1, what is likely becomes likelier."""
 
     @pydantic.model_validator(mode="after")
     def _heads_have_pairs(self) -> GPTConfig:
@@ -47,7 +53,7 @@ class GPTConfig(ModelConfig):
 
 
 class BigramConfig(ModelConfig):
-    """How often each byte follows on the one before, counted in the training text: nothing is trained."""
+    """The frequency of each byte after the one before, counted in the training text. Nothing is trained."""
 
     name: Literal["bigram"]
 
@@ -67,12 +73,12 @@ def build(config: Config, dataset: Dataset, gather: Gather) -> Task:
     if isinstance(config, BigramConfig):
         return _bigram(dataset)
     network = GPT(
-        config.layers,
-        config.width,
-        config.heads,
-        dataset.classes,
-        jnp.dtype(config.dtype),
-        functools.partial(gather, STACK),
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        symbols=dataset.classes,
+        dtype=jnp.dtype(config.dtype),
+        gather=functools.partial(gather, STACK),
     )
     window = dataset.train["tokens"].shape[1] - 1
     prompt = _prompt(config, window)
@@ -83,8 +89,12 @@ def build(config: Config, dataset: Dataset, gather: Gather) -> Task:
     def predict(params: Params, state: ModelState, examples: Examples, _: Any) -> tuple[jax.Array, ModelState]:
         return network.apply({"params": params}, _given(examples)), state
 
-    def sample(params: Params, state: ModelState, key: jax.Array) -> jax.Array:
-        """Each byte by the network on the whole window: what stands after a place has no influence on it."""
+    def sample(params: Params, _state: ModelState, key: jax.Array) -> jax.Array:
+        """Text, byte by byte.
+
+        For each byte the network runs on the whole window, so that all runs have one shape and compile once. The zeros
+        after a place have no influence on it, as attention is causal.
+        """
 
         def write(place: jax.Array, tokens: jax.Array) -> jax.Array:
             logits = network.apply({"params": params}, tokens[None])[0, place - 1]
@@ -97,6 +107,8 @@ def build(config: Config, dataset: Dataset, gather: Gather) -> Task:
 
 
 def _task(init: Any, predict: Any, **others: Any) -> Task:
+    """The task of a network that needs no key to predict, and predicts alike in training and out of it."""
+
     def evaluate(params: Params, state: ModelState, examples: Examples, _: Any) -> dict[str, jax.Array]:
         return {"loss": _losses(predict(params, state, examples, None)[0], examples)}
 
@@ -106,35 +118,38 @@ def _task(init: Any, predict: Any, **others: Any) -> Task:
 def _bigram(dataset: Dataset) -> Task:
     table = jnp.asarray(bigram_logits(dataset.train["tokens"], dataset.classes))
 
-    def init(key: jax.Array, examples: Examples) -> tuple[Params, ModelState]:
+    def init(_key: jax.Array, _examples: Examples) -> tuple[Params, ModelState]:
         return {}, {}
 
-    def predict(params: Params, state: ModelState, examples: Examples, _: Any) -> tuple[jax.Array, ModelState]:
+    def predict(_params: Params, state: ModelState, examples: Examples, _: Any) -> tuple[jax.Array, ModelState]:
         return table[_given(examples)], state
 
     return _task(init, predict)
 
 
 def bigram_logits(windows: np.ndarray, symbols: int) -> np.ndarray:
-    """The logarithm of how often each symbol (columns) follows on each (rows), in windows that overlap by one.
+    """The logarithm of the frequency of each symbol (column) after each symbol (row), in windows that overlap by one.
 
-    One more is counted of each pair than there are, so that none is impossible (Laplace).
+    Each pair counts once more than it stands there, so that none is impossible (Laplace's rule).
     """
     counts = np.ones(symbols**2)
     for start in range(0, len(windows), _WINDOWS_AT_A_TIME):
         part = windows[start : start + _WINDOWS_AT_A_TIME].astype(np.intp)
-        counts += np.bincount((symbols * part[:, :-1] + part[:, 1:]).ravel(), minlength=symbols**2)
+        pair = symbols * part[:, :-1] + part[:, 1:]  # a pair of symbols as one number
+        counts += np.bincount(pair.ravel(), minlength=symbols**2)
     pairs = counts.reshape(symbols, symbols)
     return np.log(pairs / pairs.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def drawn(key: jax.Array, logits: jax.Array, temperature: float) -> jax.Array:
-    """A symbol. In float32: noise in bfloat16 would hardly ever draw what is unlikely."""
-    logits = logits.astype(jnp.float32)
-    return jax.random.categorical(key, (logits - logits.max()) / temperature)  # at most 0, also where that is huge
+    """A random symbol of these logits, divided by the temperature."""
+    logits = logits.astype(jnp.float32)  # noise in bfloat16 would hardly ever draw what is unlikely
+    at_most_0 = logits - logits.max()  # so that a low temperature does not make infinite logits
+    return jax.random.categorical(key, at_most_0 / temperature)
 
 
 def _prompt(config: GPTConfig, window: int) -> np.ndarray:
+    """The bytes of the prompt, fewer than a window."""
     prompt = np.frombuffer(config.prompt.encode(), np.uint8)
     if len(prompt) >= window:
         raise ConfigError(
@@ -145,10 +160,11 @@ def _prompt(config: GPTConfig, window: int) -> np.ndarray:
 
 
 def _given(examples: Examples) -> jax.Array:
+    """The bytes of each window that are given: all but the last."""
     return examples["tokens"][:, :-1].astype(jnp.int32)
 
 
 def _losses(logits: jax.Array, examples: Examples) -> jax.Array:
-    """The mean over each window, in nats a byte."""
+    """The mean loss over each window, in nats a byte: of all bytes but the first, which has none before it."""
     targets = examples["tokens"][:, 1:].astype(jnp.int32)
     return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets).mean(axis=-1)

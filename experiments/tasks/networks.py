@@ -1,4 +1,4 @@
-"""The networks. They know nothing of weight normalization: that is a transform of their parameters."""
+"""The networks that classify. They know nothing of weight normalization: that is a transform of their parameters."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ class MLP(nn.Module):
     """Dense layers with ReLU between. A normalized layer has its bias in the normalization."""
 
     hidden: tuple[int, ...]
+    """The widths of the hidden layers."""
+
     classes: int
+    """The number of classes."""
+
     norm: str
+    """The normalization of each hidden layer: "none", "batch" or "mean_only"."""
+
     dtype: Any
+    """The dtype of the computation."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -33,10 +40,19 @@ class Conv(nn.Module):
     """Convolutions with ReLU and pooling, and a dense layer. A normalized layer has its bias in the normalization."""
 
     widths: tuple[int, ...]
+    """The feature maps of each convolution."""
+
     image: tuple[int, ...]
+    """Height, width and channels, as which examples are read."""
+
     classes: int
+    """The number of classes."""
+
     norm: str
+    """The normalization of each convolution: "none", "batch" or "mean_only"."""
+
     dtype: Any
+    """The dtype of the computation."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -58,30 +74,45 @@ class ConvPool(nn.Module):
     """
 
     width: int
+    """The feature maps of the first stage; there are twice as many after it."""
+
     noise: float
+    """The standard deviation of the noise on the input in training."""
+
     dropout: float
+    """The fraction that is dropped after each pooling in training."""
+
     classes: int
+    """The number of classes."""
+
     norm: str
+    """The normalization of each layer, the last one included: "none", "batch" or "mean_only"."""
+
     dtype: Any
+    """The dtype of the computation."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Logits (examples, classes) of images (examples, height, width, channels)."""
         if train and self.noise:
             x = x + self.noise * jax.random.normal(self.make_rng("noise"), x.shape, x.dtype)
+
         for width in (self.width, 2 * self.width):
             for _ in range(3):
                 x = self._layer(width, (3, 3), "SAME")(x, train)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
+
         x = self._layer(2 * self.width, (3, 3), "VALID")(x, train)
         for _ in range(2):
             x = self._layer(2 * self.width, (1, 1), "VALID")(x, train)
+
         x = x.mean(axis=(1, 2))
         x = nn.Dense(self.classes, use_bias=self.norm == "none", dtype=self.dtype, kernel_init=_NORMAL)(x)
         return _normalize(self, x, train)
 
     def _layer(self, width: int, size: tuple[int, int], padding: str) -> Callable[[jax.Array, bool], jax.Array]:
+        """A convolution, its normalization and Leaky ReLU."""
         use_bias = self.norm == "none"
         conv = nn.Conv(width, size, padding=padding, use_bias=use_bias, dtype=self.dtype, kernel_init=_NORMAL)
         return lambda x, train: nn.leaky_relu(_normalize(self, conv(x), train), 0.1)
@@ -91,7 +122,7 @@ _NORMAL = nn.initializers.normal(0.05)
 
 
 def _normalize(network: Any, x: jax.Array, train: bool) -> jax.Array:
-    """A pre-activation after the network's normalization, if it has one. To be called in a compact method."""
+    """A pre-activation after the network's normalization, if it has one. Only a compact method can call this."""
     if network.norm == "batch":
         return nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=network.dtype)(x)
     if network.norm == "mean_only":

@@ -1,4 +1,4 @@
-"""Distributions of pixels, given what a decoder computes for each."""
+"""Distributions of pixels, given the number that a decoder computes for each."""
 
 from __future__ import annotations
 
@@ -11,44 +11,49 @@ import jax.numpy as jnp
 import numpy as np
 
 Check = Callable[[np.ndarray, np.ndarray], str | None]
+"""`(pixels to train on, held-out pixels) -> the problem with them`, or None where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """One distribution.
-
-    Attributes:
-        log_prob: `(output, log_scale, pixels) -> log-probabilities`, or densities, all of one shape but `log_scale`,
-            which may have one number for all.
-        mean: `output -> pixels`.
-        log_scale: what the logarithm of the scale begins with; None where there is no scale.
-        problem: `(pixels to train on, held-out pixels) -> what is wrong with them`, or None.
-        limits: the least and the largest that a pixel can be; None where that can be any number.
-    """
+    """One distribution."""
 
     log_prob: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    """`(output, log_scale, pixels) -> the logarithms of probabilities, or of densities`.
+
+    All have one shape, but `log_scale` may have one number for all.
+    """
+
     mean: Callable[[jax.Array], jax.Array]
+    """`output -> pixels`."""
+
     problem: Check
+    """The function that says why pixels are not of this distribution."""
+
     log_scale: float | None = None
+    """The first value of the logarithm of the scale; None where there is no scale."""
+
     limits: tuple[float, float] | None = None
+    """The least and the largest value of a pixel; None where a pixel can be any number."""
 
 
 _HALF_STEP = 0.5 / 128  # CIFAR-10's pixels are (byte - 127.5) / 128
 _LOWEST, _HIGHEST = -127.5 / 128, 127.5 / 128
-_BETWEEN = 0.5 / 255  # nothing that is one of the levels lies this far from it
+_BETWEEN = 0.5 / 255  # a number farther from each level, in steps between levels, is none of them
 
 
 def bernoulli(logits: jax.Array, _: jax.Array, pixels: jax.Array) -> jax.Array:
-    """Of pixels that are 0 or 1."""
+    """The logarithms of probabilities of pixels that are 0 or 1."""
     return pixels * jax.nn.log_sigmoid(logits) + (1 - pixels) * jax.nn.log_sigmoid(-logits)
 
 
 def discretized_logistic(mean: jax.Array, log_scale: jax.Array, pixels: jax.Array) -> jax.Array:
-    """Of bytes, written as `(byte - 127.5) / 128`: what a logistic distribution has between two levels.
+    """The logarithms of probabilities of bytes, which are written as `(byte - 127.5) / 128`.
 
-    The lowest level has all below it, and the highest all above, so that the 256 probabilities sum to 1. With the ends
-    `a < b` of the interval in units of the scale, `sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b))`,
-    whose logarithm loses nothing where both are close to 0 or to 1.
+    A byte's probability is that of an interval around its level in a logistic distribution. The lowest level has all
+    below it, too, and the highest all above, so that the 256 probabilities sum to 1. With the ends `a < b` of the
+    interval in units of the scale, `sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b))`, whose logarithm
+    loses nothing where both are close to 0 or to 1.
 
     Source: Kingma et al. 2016, arXiv 1606.04934, section 5.2, with the open ends of Salimans et al. 2017, arXiv
     1701.05517.
@@ -62,8 +67,9 @@ def discretized_logistic(mean: jax.Array, log_scale: jax.Array, pixels: jax.Arra
 
 
 def normal(mean: jax.Array, log_scale: jax.Array, pixels: jax.Array) -> jax.Array:
-    """The density of real numbers."""
-    return -0.5 * jnp.square((pixels - mean) * jnp.exp(-log_scale)) - log_scale - 0.5 * math.log(2 * math.pi)
+    """The logarithms of densities of real numbers."""
+    deviation = (pixels - mean) * jnp.exp(-log_scale)
+    return -0.5 * jnp.square(deviation) - log_scale - 0.5 * math.log(2 * math.pi)
 
 
 def _not_binary(train: np.ndarray, held_out: np.ndarray) -> str | None:
@@ -88,13 +94,14 @@ def _no_bytes(train: np.ndarray, held_out: np.ndarray) -> str | None:
     return None
 
 
-def _anything(train: np.ndarray, held_out: np.ndarray) -> str | None:
+def _anything(_train: np.ndarray, _held_out: np.ndarray) -> str | None:
     return None
 
 
 def _outside(pixels: np.ndarray, low: float, high: float) -> str | None:
+    """The problem of pixels beyond these limits, or None where there are no such pixels."""
     smallest, largest = pixels.min(), pixels.max()
-    if smallest >= low and largest <= high:  # not so of NaN
+    if smallest >= low and largest <= high:  # false where a pixel is NaN
         return None
     return f"pixels go from {smallest:g} to {largest:g}, outside {low:g} to {high:g}"
 

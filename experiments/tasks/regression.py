@@ -1,4 +1,4 @@
-"""Linear regression: half the mean square of the errors, for which what curvature is, is known."""
+"""Linear regression: half the mean square of the errors, a loss whose curvature is known in closed form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LinearConfig(ModelConfig):
 CONFIGS = (LinearConfig,)
 
 
-def build(config: LinearConfig, dataset: Dataset, gather: Gather) -> Task:
+def build(config: LinearConfig, dataset: Dataset, _gather: Gather) -> Task:
     """The task of predicting the targets of a data set, or the labels as numbers.
 
     Raises:
@@ -48,4 +48,5 @@ def build(config: LinearConfig, dataset: Dataset, gather: Gather) -> Task:
 
 
 def _flat(x: jax.Array) -> jax.Array:
+    """Examples as vectors."""
     return x.reshape(len(x), -1)

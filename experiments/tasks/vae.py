@@ -1,4 +1,7 @@
-"""Images by a variational autoencoder. The loss is minus the lower bound on their log-likelihood, in nats an image."""
+"""Images by a variational autoencoder. The loss is minus the lower bound on their log-likelihood, in nats an image.
+
+The network is in `resnet_vae`, the bound in `bound`, and the distributions of pixels in `pixels`.
+"""
 
 from __future__ import annotations
 
@@ -20,30 +23,44 @@ from experiments.tasks.pixels import PIXELS, Pixels
 from experiments.tasks.resnet_vae import VAE
 from experiments.tasks.task import Examples, Gather, ModelConfig, ModelState, Params, Task
 
-_COLUMNS, _ROWS, _PAIRS = 12, 4, 4  # of images in a picture; images to start from on the way to another
-_PICTURED = 2 * _COLUMNS
+_COLUMNS, _ROWS = 12, 4  # of images in a picture
+_PAIRS = 4  # of images that are interpolated between
+_PICTURED = 2 * _COLUMNS  # two rows of images, each above the row of its reconstructions
 
 
 class VAEConfig(ModelConfig):
-    """A convolutional residual network in both directions: see `resnet_vae.VAE` for `widths`, `blocks`, `dense` and
-    `latents`.
+    """A convolutional residual network in both directions: see `resnet_vae.VAE`.
 
-    `likelihood` is the distribution of a pixel: "bernoulli" of binary ones, "logistic" (discretized) of bytes, "normal"
-    of real numbers. The loss in training is the reconstruction plus `kl_weight` times the divergence, where each
-    variable on top and each map below counts at least `free_bits` nats, in the mean over the batch (Kingma et al. 2016,
-    arXiv 1606.04934, section C.8); what is evaluated is minus the bound itself. At the end, log p(x) is estimated with
-    `importance_samples` draws.
+    The loss in training is the reconstruction plus the weighted divergence; evaluation has minus the bound itself.
     """
 
     name: Literal["vae"]
     widths: Annotated[tuple[Count, ...], pydantic.BeforeValidator(sequence)] = (16, 32, 32)
+    """The feature maps of each stage, the finest first."""
+
     blocks: Count = 2
+    """The residual blocks of each stage."""
+
     dense: CountOrZero = 450
+    """The units of the dense layer on top; 0 for none."""
+
     latents: Annotated[tuple[Count, ...], pydantic.BeforeValidator(several), Field(min_length=1)]
+    """The variables on top, and the maps of variables of each further layer, the coarsest first."""
+
     likelihood: Literal["bernoulli", "logistic", "normal"] = "bernoulli"
+    """The distribution of a pixel: of binary ones, of bytes (the logistic, discretized), or of real numbers."""
+
     kl_weight: NonNegativeFloat = 1.0
+    """The factor on the divergence, in training."""
+
     free_bits: NonNegativeFloat = 0.0
+    """The nats that each variable on top and each map below counts at least, in the mean over the batch, in training.
+
+    Source: Kingma et al. 2016, arXiv 1606.04934, section C.8.
+    """
+
     importance_samples: Count = 100
+    """The draws with which log p(x) is estimated at the end."""
 
     @pydantic.model_validator(mode="after")
     def _latents_have_stages(self) -> VAEConfig:
@@ -58,7 +75,7 @@ class VAEConfig(ModelConfig):
 CONFIGS = (VAEConfig,)
 
 
-def build(config: VAEConfig, dataset: Dataset, gather: Gather) -> Task:
+def build(config: VAEConfig, dataset: Dataset, _gather: Gather) -> Task:
     """The task of modelling the images of a data set.
 
     Raises:
@@ -66,7 +83,10 @@ def build(config: VAEConfig, dataset: Dataset, gather: Gather) -> Task:
     """
     model = _Model(config, _network(config, dataset), *_limits(config, dataset))
     return Task(
-        *(model.init, model.predict, model.losses, model.evaluate),
+        init=model.init,
+        predict=model.predict,
+        losses=model.losses,
+        evaluate=model.evaluate,
         likelihood=None,
         terms=model.terms,
         pictures=model.pictures,
@@ -77,12 +97,19 @@ def build(config: VAEConfig, dataset: Dataset, gather: Gather) -> Task:
 
 
 class _Model(NamedTuple):
-    """The functions of the task; `low` and `high` are what is black and white."""
+    """The functions of the task."""
 
     config: VAEConfig
+    """The config of the network."""
+
     network: VAE
+    """The network."""
+
     low: float
+    """The value of a pixel that is black in a picture."""
+
     high: float
+    """The value of a pixel that is white in a picture."""
 
     def init(self, key: jax.Array, examples: Examples) -> tuple[Params, ModelState]:
         return self.network.init(key, self._images(examples)[:1], self._no_noise(1))["params"], {}
@@ -90,16 +117,18 @@ class _Model(NamedTuple):
     def predict(self, params: Params, state: ModelState, examples: Examples, key: jax.Array) -> tuple[Any, ModelState]:
         noise_key, pixel_key = jax.random.split(key)
         x = self._images(examples)
-        if self.config.likelihood == "bernoulli":  # grey ones are drawn anew each time; binary ones stay what they are
+        if self.config.likelihood == "bernoulli":
+            # Grey pixels are drawn anew each time. Binary ones stay as they are: their probabilities are 0 and 1.
             x = jax.random.bernoulli(pixel_key, x).astype(x.dtype)
         drawn = self._drawn(params, x, self._noise(noise_key, len(x)))
         return {"reconstruction": reconstruction(self._pixels, drawn, x), "kl": divergences(drawn)}, state
 
     def losses(self, outputs: Any, _: Examples) -> jax.Array:
-        """With free bits, divergences count in the mean over the batch."""
+        """The loss of each image. With free bits, every image has the mean divergence of the batch."""
         kl = outputs["kl"]
         if self.config.free_bits:
-            kl = jnp.broadcast_to(jnp.maximum(kl.mean(axis=0), self.config.free_bits), kl.shape)
+            at_least = jnp.maximum(kl.mean(axis=0), self.config.free_bits)
+            kl = jnp.broadcast_to(at_least, kl.shape)
         return outputs["reconstruction"] + self.config.kl_weight * kl.sum(axis=-1)
 
     def terms(self, outputs: Any, _: Examples) -> dict[str, jax.Array]:
@@ -119,8 +148,11 @@ class _Model(NamedTuple):
         return log_weight(self._pixels, self._drawn(params, x, jax.vmap(self._noise)(keys)), x)
 
     def pictures(self, params: Params, _: ModelState, examples: Examples, key: jax.Array) -> dict[str, jax.Array]:
-        """The mean of each pixel: of draws from the prior, of draws from the posteriors of images, each below its
-        image, and on the way from the posterior mean of one image to that of another."""
+        """Pictures of images, whose pixels are means.
+
+        They are of draws from the prior ("samples"), of draws from the posteriors of images, each below its image
+        ("reconstructions"), and on the way from the posterior mean of one image to that of another ("interpolations").
+        """
         x = self._images(examples)
         sample_key, noise_key = jax.random.split(key)
         samples = self._generated(params, self._noise(sample_key, _ROWS * _COLUMNS))
@@ -148,7 +180,7 @@ class _Model(NamedTuple):
         return self.network.apply({"params": params}, noise, top, method="generate")
 
     def _noise(self, key: jax.Array, *count: int) -> list[jax.Array]:
-        """Of so many examples, or of one without an axis of examples."""
+        """Noise for so many examples; without a count, for one example without an axis of examples."""
         shapes = self.network.noise_shapes()
         return [jax.random.normal(jax.random.fold_in(key, i), (*count, *shape)) for i, shape in enumerate(shapes)]
 
@@ -164,6 +196,7 @@ class _Model(NamedTuple):
 
 
 def _network(config: VAEConfig, dataset: Dataset) -> VAE:
+    """The network that the config describes, after a check that the data fits it."""
     if "x" not in dataset.train:
         raise ConfigError("model.name: vae models images, and the examples are text; choose 'gpt'")
     shape = dataset.train["x"].shape[1:]
@@ -182,18 +215,24 @@ def _network(config: VAEConfig, dataset: Dataset) -> VAE:
     if problem := PIXELS[config.likelihood].problem(dataset.train["x"], dataset.held_out["x"]):
         raise ConfigError(f"model.likelihood: {config.likelihood!r}: {problem}")
     return VAE(
-        *(image, config.widths, config.blocks, config.dense, config.latents),
-        *(PIXELS[config.likelihood].log_scale, jnp.dtype(config.dtype)),
+        image=image,
+        widths=config.widths,
+        blocks=config.blocks,
+        dense=config.dense,
+        latents=config.latents,
+        log_scale=PIXELS[config.likelihood].log_scale,
+        dtype=jnp.dtype(config.dtype),
     )
 
 
 def _limits(config: VAEConfig, dataset: Dataset) -> tuple[float, float]:
-    """What is black and white in pictures."""
+    """The values of pixels that are black and white in pictures."""
     known = PIXELS[config.likelihood].limits
     if known is not None:
         return known
     x = dataset.held_out["x"]
-    return float(x.min()), float(max(x.max(), np.nextafter(x.min(), np.inf)))
+    above_black = np.nextafter(x.min(), np.inf)  # white must be another value than black, also where all pixels are one
+    return float(x.min()), float(max(x.max(), above_black))
 
 
 def _on_the_way(start: jax.Array, end: jax.Array) -> jax.Array:
@@ -203,9 +242,10 @@ def _on_the_way(start: jax.Array, end: jax.Array) -> jax.Array:
 
 
 def _grid(images: jax.Array) -> jax.Array:
+    """Images as rows of a picture."""
     return images.reshape(-1, _COLUMNS, *images.shape[1:])
 
 
 def _in_turn(above: jax.Array, below: jax.Array) -> jax.Array:
-    """Rows of the one and the other."""
+    """Rows of pictures, one of `above` and one of `below` in turn."""
     return jnp.stack([above, below], axis=1).reshape(-1, *above.shape[1:])
