@@ -29,24 +29,38 @@ def _rates(value: Any) -> Any:
 
 
 class OptimizerConfig(Table):
-    """An optimizer of optax and what is around it.
-
-    `name` is a function of `optax` or `optax.contrib` that takes a learning rate, and `options` its further arguments.
-    A list of learning rates makes a sweep. `second_half` gives options other values from the middle of training on, as
-    the paper's code does with Adam's first moment. `weight_decay` is decoupled (as AdamW's), a rate for each label:
-    `g` and `v` of weight-normalized weights, other `weight`s (two axes or more), and what is left (`other`). With
-    `keep_norms`, each `v` of a weight-normalized network keeps its first norm (`wn_jax.optim.project_directions`).
-    """
+    """An optimizer of optax, and the schedule, clipping and decay around it."""
 
     name: str
+    """The name of a function of `optax` or `optax.contrib` that takes a learning rate."""
+
     learning_rate: Annotated[tuple[PositiveFloat, ...], pydantic.BeforeValidator(_rates)]
+    """The learning rate, or several for a sweep."""
+
     options: dict[str, Option] = Field(default_factory=dict)
+    """Further arguments of the function."""
+
     second_half: dict[str, float] = Field(default_factory=dict)
+    """Other values of options, from the middle of training on: the paper's code changes Adam's first moment so."""
+
     schedule: Literal["constant", "linear_second_half", "cosine"] = "constant"
+    """The factor on the learning rate: see the function `schedule`."""
+
     warmup_steps: CountOrZero = 0
+    """The steps in which the learning rate rises linearly to its value."""
+
     clip_norm: PositiveFloat | None = None
+    """The norm to which longer gradients are shortened, all parameters together."""
+
     weight_decay: dict[Label, NonNegativeFloat] = Field(default_factory=dict)
+    """Decoupled decay (as AdamW's), a rate for each label.
+
+    The labels are `g` and `v` of weight-normalized weights, other `weight`s (two axes or more), and `other` for all
+    that is left.
+    """
+
     keep_norms: bool = False
+    """Whether each `v` of a weight-normalized network keeps its first norm (`wn_jax.optim.project_directions`)."""
 
     @pydantic.field_validator("name")
     @classmethod
@@ -79,7 +93,14 @@ class OptimizerConfig(Table):
 def build(
     config: OptimizerConfig, learning_rate: float | jax.Array, steps: int, steps_per_epoch: int
 ) -> optax.GradientTransformation:
-    """The optimizer for one learning rate, which may be traced. `steps` is the length of training."""
+    """The optimizer for one learning rate.
+
+    Arguments:
+        config: the optimizer.
+        learning_rate: one rate. It may be traced, so that the rates of a sweep train side by side.
+        steps: the length of training.
+        steps_per_epoch: the steps after which `linear_second_half` changes the rate.
+    """
     factor = schedule(config, steps, steps_per_epoch)
 
     def rate(count: jax.Array) -> jax.Array:
@@ -91,7 +112,7 @@ def build(
         parts.append(_decay(config.weight_decay, rate))
     parts.append(optax.masked(optax.set_to_zero(), is_frozen))
     if config.keep_norms:
-        parts.append(project_directions())
+        parts.append(project_directions())  # last, as it must see the whole update
     return optax.chain(*parts)
 
 
@@ -105,7 +126,8 @@ def schedule(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> Sched
         warmup = jnp.minimum((count + 1) / (config.warmup_steps + 1), 1)
         if config.schedule == "linear_second_half":
             epoch = (count // steps_per_epoch).astype(jnp.float32)
-            return warmup * jnp.clip(2 - 2 * epoch * steps_per_epoch / steps, 0, 1)
+            progress = epoch * steps_per_epoch / steps
+            return warmup * jnp.clip(2 - 2 * progress, 0, 1)
         if config.schedule == "cosine":
             return warmup * (1 + jnp.cos(jnp.pi * count / steps)) / 2
         return warmup
@@ -114,21 +136,25 @@ def schedule(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> Sched
 
 
 def _named(config: OptimizerConfig, rate: Schedule, steps: int) -> optax.GradientTransformation:
+    """The function of optax, called with its options."""
     make = _functions()[config.name]
     if not config.second_half:
         return make(rate, **config.options)
     switched = {name: _switched(config, name, steps) for name in config.second_half}
+    # Truth values and names choose code in optax, and cannot be arrays.
     static = [name for name, value in config.options.items() if isinstance(value, bool | str)]
     return optax.inject_hyperparams(make, static_args=static)(rate, **{**config.options, **switched})
 
 
 def _switched(config: OptimizerConfig, name: str, steps: int) -> Schedule:
+    """An option that takes its second value in the middle of training."""
     first = config.options.get(name, _defaults(config.name)[name])
-    return lambda count: jnp.where(2 * count < steps, first, config.second_half[name])
+    second = config.second_half[name]
+    return lambda count: jnp.where(2 * count < steps, first, second)
 
 
 def _decay(decay: Mapping[Label, float], rate: Schedule) -> optax.GradientTransformation:
-    """Adds `-rate * decay * parameter` to the updates."""
+    """A transformation that adds `-rate * decay * parameter` to the updates."""
 
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
         step = rate(state.count)
@@ -143,7 +169,7 @@ def _decay(decay: Mapping[Label, float], rate: Schedule) -> optax.GradientTransf
 
 
 def labels(params: Any) -> Any:
-    """The label of each leaf for weight decay; "frozen", which no rate has, where it is."""
+    """The label of each leaf for weight decay. Leaves that are not trained are "frozen", which has no rate."""
 
     def refine(label: str, leaf: jax.Array, frozen: bool) -> str:
         if frozen:
@@ -154,7 +180,7 @@ def labels(params: Any) -> Any:
 
 
 def _functions() -> dict[str, Callable[..., Any]]:
-    """optax's optimizers by name: the functions that take a learning rate first.
+    """The optimizers of optax by name: the functions that take a learning rate first.
 
     Those that are free of schedules are left out, as they are evaluated at other parameters than the trained ones.
     """
@@ -169,13 +195,13 @@ def _functions() -> dict[str, Callable[..., Any]]:
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """The options of an optimizer, and what they are where nothing is said."""
+    """The options of an optimizer, with their defaults."""
     parameters = list(inspect.signature(_functions()[name]).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}
 
 
 def _check_kind(key: str, value: Option, default: Any) -> None:
-    """That a number, or a truth value, is not given as something else."""
+    """Raise where a number, or a truth value, is given as something else."""
     if isinstance(default, bool) and not isinstance(value, bool):
         raise ValueError(f"{key}: must be true or false; got {value!r}")
     if _is_number(default) and not _is_number(value):
@@ -187,7 +213,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _try_out(config: OptimizerConfig) -> None:
-    """Builds the optimizer and traces a step of it, so that what cannot work is an error before anything runs."""
+    """Build the optimizer and trace a step of it, so that what cannot work is an error before anything runs."""
 
     def step(params: Any) -> Any:
         plain = config.model_copy(update={"keep_norms": False})  # there are no nodes here
@@ -200,7 +226,7 @@ def _try_out(config: OptimizerConfig) -> None:
     like = {"weight": jax.ShapeDtypeStruct((3, 2), jnp.float32), "other": jax.ShapeDtypeStruct((2,), jnp.float32)}
     try:
         jax.eval_shape(step, like)
-    except Exception as error:  # optax raises what Python happens to raise
+    except Exception as error:  # noqa: BLE001  # optax checks little, so an option can raise whatever Python raises
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"optax's {config.name} cannot be used here with these options, a schedule and gradients alone: {cause}"

@@ -1,4 +1,4 @@
-"""How a model's weights are written: as they are, weight-normalized, or with a scale that stays.
+"""The parametrizations of a model's weights: as they are, weight-normalized, or with a scale that stays.
 
 To add one, name it in `Name` and say in `rewrite` what it makes of the parameters; where it has a node of its own, say
 in `is_frozen` and `_vectors` which of its arrays are not trained, and what the norms of its vectors are.
@@ -19,20 +19,26 @@ from experiments.errors import ConfigError
 
 Name = Literal["plain", "weight_norm", "frozen_scale"]
 Axes = dict[str, tuple[int, ...]]
+"""The reduction axes of each weight, by its path."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("v", "scale"), meta_fields=("axes",))
 @dataclasses.dataclass(frozen=True, eq=False)
 class FrozenScale:
-    """A weight `scale * v` of which only `v` is trained. `scale` has a number for each feature, as `WeightNorm.g`.
+    """A weight `scale * v` of which only `v` is trained.
 
     So the paper's code initializes its network without weight normalization from data: `v` keeps the size that it was
     drawn with, which is what the step size of Adam is relative to.
     """
 
     v: Any
+    """The array that is trained, of the weight's shape."""
+
     scale: Any
+    """A number for each feature, of the shape of `WeightNorm.g`."""
+
     axes: tuple[int, ...]
+    """The reduction axes, over which `scale` has size 1."""
 
     def weight(self) -> jax.Array:
         """The weight."""
@@ -45,7 +51,7 @@ class FrozenScale:
 
 
 def rewrite(name: Name, params: Any, axes: Axes, from_data: Callable[[Any], Any] | None) -> Any:
-    """The parameters with their weights written so.
+    """The parameters with their weights in a parametrization.
 
     Arguments:
         name: the parametrization.
@@ -67,7 +73,7 @@ def rewrite(name: Name, params: Any, axes: Axes, from_data: Callable[[Any], Any]
 
 
 def is_frozen(params: Any) -> Any:
-    """The structure of `params` with True at the leaves that are not trained."""
+    """A tree like `params`, with True at the leaves that are not trained."""
 
     def mark(x: Any) -> Any:
         if isinstance(x, FrozenScale):
@@ -78,7 +84,11 @@ def is_frozen(params: Any) -> Any:
 
 
 def shardings(params: Any, specs: Any) -> Any:
-    """The structure of `params` with the spec of each array, from `specs` of the plain ones: see `wn.shardings`."""
+    """A tree like `params`, with the spec of each array.
+
+    `specs` has those of the plain parameters: see `wn.shardings`, which is asked about weight norms in the place of
+    frozen scales, as both have arrays of the same shapes.
+    """
 
     def as_weight_norm(x: Any) -> Any:
         return wn.WeightNorm(x.scale, x.v, x.axes) if isinstance(x, FrozenScale) else x
@@ -91,11 +101,11 @@ def shardings(params: Any, specs: Any) -> Any:
 
 
 def vectors(params: Any, axes: Axes) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """By path of the weight: the norms of the vectors that are trained in its place, and of the weight's own vectors.
+    """The norms of the vectors that are trained in a weight's place, and of the weight's own, by the weight's path.
 
-    Both have a number for each feature, their reduced axes kept.
+    Both have a number for each feature, and the reduced axes with size 1.
     """
-    pairs = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_node)
+    pairs = jax.tree.leaves_with_path(params, is_leaf=is_node)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
     return {path: _vectors(leaves[path], reduced) for path, reduced in axes.items()}
 
@@ -105,13 +115,16 @@ def _vectors(leaf: Any, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     norm = jnp.sqrt(jnp.sum(jnp.square(trained), axis=axes, keepdims=True))
     if isinstance(leaf, wn.WeightNorm):
         return norm, abs(leaf.g)
-    return norm, norm * abs(leaf.scale) if isinstance(leaf, FrozenScale) else norm
+    if isinstance(leaf, FrozenScale):
+        return norm, norm * abs(leaf.scale)
+    return norm, norm
 
 
 def _freeze(x: Any) -> Any:
+    """A weight norm as `v` and a scale that stays; anything else as it is."""
     return FrozenScale(*x.factors(), x.axes) if isinstance(x, wn.WeightNorm) else x
 
 
 def is_node(x: Any) -> bool:
-    """Whether it stands for a weight."""
+    """Whether it is a node, which stands for a weight."""
     return isinstance(x, wn.WeightNorm | FrozenScale)
