@@ -1,34 +1,31 @@
-"""Drawing panels with matplotlib, and `curves.png`."""
+"""Drawing panels with matplotlib, and `curves.png`. The look is that of `drawing`."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments import files
+from experiments import drawing, files
+from experiments.drawing import INK
 from experiments.report.charts import Chart, Line, Panel
 
-# Okabe & Ito's palette, which people with any colour vision can tell apart; with as many dashes, 28 looks.
-COLOURS = ("#111111", "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#009e73", "#cc79a7")
-DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1, 1.5), (6, 2, 1, 2))
-INK, FAINT = "#444444", "#dddddd"
+_FRAMED = 6  # characters: the width of a sample of a line in the legend
+_ACROSS = 85  # characters of the legend that go across a panel
 
 
 def write_png(charts: Sequence[Chart], heading: str, path: Path) -> None:
-    """All panels of the charts side by side in one picture."""
+    """Write one picture with all panels of the charts side by side."""
     panels = [panel for chart in charts for panel in chart.panels]
-    with styled():
+    with drawing.styled():
         lost = max(sum(bool(line.lost) for line in panel.lines) for panel in panels)  # rows of circles above the axes
         figure = Figure(figsize=(5.5 * len(panels), 4.4 + 0.2 * lost), layout="constrained")
         drawn = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -38,44 +35,27 @@ def write_png(charts: Sequence[Chart], heading: str, path: Path) -> None:
         if all(chart.shared for chart in charts):
             share(drawn)
         figure.suptitle(heading)
-        handles = {line.label: _handle(line) for panel in panels for line in panel.lines}
-        widest = max(map(len, handles)) + 6  # its sample of the line is about six characters wide
-        per_row = max(1, min(len(handles), 85 * len(panels) // widest))
-        figure.legend(handles.values(), handles, loc="outside lower center", ncols=per_row, frameon=False)
+        _draw_legend(figure, panels)
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=150)
     files.write(path, picture.getvalue())
 
 
-@contextlib.contextmanager
-def styled() -> Iterator[None]:
-    """The look of every figure. Colours are exact, as `svg` turns them into those of the page."""
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    settings: Any = {
-        **dict.fromkeys(inked, INK),
-        **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.axisbelow": True},
-        **{"grid.color": FAINT, "grid.linewidth": 0.6, "font.size": 10},
-        **{"svg.fonttype": "none", "text.parse_math": False},  # text stays text, and $ in a name a $
-    }
-    with matplotlib.rc_context(settings):
-        yield
+def _draw_legend(figure: Figure, panels: Sequence[Panel]) -> None:
+    """One legend below all panels, each label once."""
+    handles = {line.label: _handle(line) for panel in panels for line in panel.lines}
+    widest = max(map(len, handles)) + _FRAMED
+    per_row = max(1, min(len(handles), _ACROSS * len(panels) // widest))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=per_row, frameon=False)
 
 
 def draw(axes: Axes, panel: Panel) -> None:
-    """A panel on axes."""
+    """Draw a panel on axes."""
     axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(True)
     finite = np.concatenate([line.mean[np.isfinite(line.mean)] for line in panel.lines])
-    if not len(finite):
-        axes.set_yticks([])
-        axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center")
-    elif panel.log_y and (finite > 0).all():
-        axes.set_yscale("log")
-    if panel.log_x:
-        axes.set_xscale("log")
-    else:
-        axes.set_xlim(0, max((line.x.max() for line in panel.lines if len(line.x)), default=0) or 1)
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+    _set_scales(axes, panel, finite)
+
     for line in panel.lines:
         (_draw_points if panel.points else _draw_line)(axes, line)
     for row, line in enumerate(line for line in panel.lines if line.lost):
@@ -87,8 +67,24 @@ def draw(axes: Axes, panel: Panel) -> None:
     _plain_ticks(axes)
 
 
+def _set_scales(axes: Axes, panel: Panel, finite: np.ndarray) -> None:
+    """Logarithmic axes where the panel wants them and its finite numbers allow it, and the range of steps."""
+    if not len(finite):
+        axes.set_yticks([])
+        axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center")
+    elif panel.log_y and (finite > 0).all():
+        axes.set_yscale("log")
+
+    if panel.log_x:
+        axes.set_xscale("log")
+    else:
+        last = max((line.x.max() for line in panel.lines if len(line.x)), default=0)
+        axes.set_xlim(0, last or 1)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+
+
 def share(figures: Sequence[Axes]) -> None:
-    """The same limits on all axes; in height, on those that show something."""
+    """Give all axes the same limits; in height, those of axes that show something."""
     logarithmic = [axes for axes in figures if axes.get_yscale() == "log"]
     for limits, set_, own in (("get_xlim", "set_xlim", figures), ("get_ylim", "set_ylim", logarithmic or figures)):
         low, high = zip(*(getattr(axes, limits)() for axes in own), strict=True)
@@ -99,6 +95,7 @@ def share(figures: Sequence[Axes]) -> None:
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
+    """Draw the means as a line, a band of standard errors around it, and a cross where it ends too early."""
     colour, dashes = look(line)
     axes.plot(line.x, line.mean, color=colour, dashes=dashes or (None, None), linewidth=1.6)
     if len(line.x) == 1:  # a line needs two points
@@ -113,10 +110,11 @@ def _draw_line(axes: Axes, line: Line) -> None:
 
 
 def _draw_points(axes: Axes, line: Line) -> None:
+    """Draw the means as points with bars of standard errors, and a star at the chosen one."""
     colour, dashes = look(line)
     error = np.array([line.error, line.error])
     if axes.get_yscale() == "log":
-        error[0] = np.minimum(error[0], 0.9 * line.mean)
+        error[0] = np.minimum(error[0], 0.9 * line.mean)  # a bar must stay above 0
     bars: dict[str, Any] = {"elinewidth": 1.2, "capsize": 2.5, "marker": "o", "markersize": 4.5, "linewidth": 1.4}
     axes.errorbar(line.x, line.mean, error, color=colour, dashes=dashes or (None, None), **bars)
     if line.chosen is not None:
@@ -127,7 +125,7 @@ def _draw_points(axes: Axes, line: Line) -> None:
 
 
 def _draw_lost(axes: Axes, line: Line, row: int) -> None:
-    """Open circles above the axes, a row for each line, with how many seeds diverged."""
+    """Draw open circles above the axes, a row for each line, with how many seeds diverged."""
     height = 1.03 + 0.055 * row
     across = axes.get_xaxis_transform()  # data along the axis, a fraction of the axes in height
     circle: dict[str, Any] = {"marker": "o", "markersize": 5, "markerfacecolor": "none", "clip_on": False}
@@ -138,7 +136,7 @@ def _draw_lost(axes: Axes, line: Line, row: int) -> None:
 
 
 def _plain_ticks(axes: Axes) -> None:
-    """Ticks as plain numbers, at 1, 2 and 5 where the logarithmic axis has room for them."""
+    """Write ticks as plain numbers, at 1, 2 and 5 where the logarithmic axis has room for them."""
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() != "log":
             continue
@@ -151,10 +149,12 @@ def _plain_ticks(axes: Axes) -> None:
 
 
 def look(line: Line) -> tuple[str, tuple[float, ...]]:
-    return COLOURS[line.style % len(COLOURS)], DASHES[line.style // len(COLOURS) % len(DASHES)]
+    """The colour and the dashes of a line."""
+    return drawing.look(line.style)
 
 
 def _handle(line: Line) -> Line2D:
+    """The sample of a line in the legend."""
     colour, dashes = look(line)
     handle = Line2D([], [], color=colour, linewidth=2)
     if dashes:

@@ -8,11 +8,11 @@ from typing import Any
 
 import jinja2
 
+from experiments.drawing import COLOURS, look
 from experiments.report import charts, curvature, pictures, samples, summary, svg
 from experiments.report.charts import Chart
 from experiments.report.curvature import Curvature
-from experiments.report.curves import COLOURS, DASHES
-from experiments.report.runs import Run
+from experiments.report.runs import Curve, Run
 from experiments.report.summary import Row
 
 _POINTS = 3000  # of all lines of a figure together: more than the picture has pixels across, and small enough to send
@@ -26,11 +26,7 @@ def page(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[Curvature]
         *charts.sweep(runs, rows),
         *charts.layers(runs, rows, _POINTS),
     ]
-    loader = jinja2.PackageLoader(__package__, package_path=".")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html.jinja").render(
+    return _template().render(
         heading=heading,
         runs=[_how_made(run) for run in runs],
         incomplete=[sentence for run in runs for sentence in _incomplete(run)],
@@ -46,7 +42,17 @@ def page(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[Curvature]
     )
 
 
+def _template() -> jinja2.Template:
+    """The template of the page. A name that it does not get is an error, and not an empty place."""
+    loader = jinja2.PackageLoader(__package__, package_path=".")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.jinja")
+
+
 def _results(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table of results, and that of steps to targets where there are several."""
     columns, caption = summary.columns(rows), " ".join(summary.caption(rows))
     results = {"id": "results", "title": "Results", "columns": columns, "caption": caption}
     if not summary.has_several_targets(rows):
@@ -56,6 +62,7 @@ def _results(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _curvature(found: Curvature, named: bool) -> dict[str, Any]:
+    """The table of one run's curvature."""
     return {
         "id": f"curvature-{found.run}" if named else "curvature",
         "title": f"Curvature of {found.run}" if named else "Curvature at the same function",
@@ -71,7 +78,7 @@ def _legend(chart: Chart) -> list[dict[str, Any]]:
         {
             "label": line.label,
             "series": line.style % len(COLOURS),
-            "dashes": " ".join(f"{2 * dash:g}" for dash in DASHES[line.style // len(COLOURS) % len(DASHES)]),
+            "dashes": " ".join(f"{2 * dash:g}" for dash in look(line.style)[1]),
         }
         for line in lines.values()
     ]
@@ -86,26 +93,32 @@ def _incomplete(run: Run) -> list[str]:
 
 
 def _diverged(run: Run) -> list[str]:
-    """A sentence for each curve of which seeds diverged: which seeds, and when."""
+    """A sentence for each curve of which seeds diverged: which, when, and by which terms of the loss."""
     sentences = []
     for curve in run.curves:
-        when: dict[int, list[str]] = {}
-        for seed, step in enumerate(curve.nonfinite, run.first_seed):
-            if step is not None:
-                terms = curve.at_fault.get(str(seed))
-                when.setdefault(step, []).append(f"{seed} ({terms})" if terms else str(seed))
-        if when:
-            count = sum(map(len, when.values()))
+        by_step = _diverged_seeds(curve, run.first_seed)
+        if by_step:
+            count = sum(map(len, by_step.values()))
             places = [
                 f"at step {step} seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
-                for step, seeds in sorted(when.items())
+                for step, seeds in sorted(by_step.items())
             ]
             sentences.append(f"{curve.label}: {summary.diverged(count, len(curve.nonfinite))}: {'; '.join(places)}.")
     return sentences
 
 
+def _diverged_seeds(curve: Curve, first_seed: int) -> dict[int, list[str]]:
+    """The seeds that diverged, by step; with each the terms of the loss that were not finite, where it has terms."""
+    by_step: dict[int, list[str]] = {}
+    for seed, step in enumerate(curve.nonfinite, first_seed):
+        if step is not None:
+            terms = curve.at_fault.get(str(seed))
+            by_step.setdefault(step, []).append(f"{seed} ({terms})" if terms else str(seed))
+    return by_step
+
+
 def _how_made(run: Run) -> dict[str, Any]:
-    """What a run took: its name, facts to list, and its config."""
+    """The name of a run, the facts that it took place in, and its config."""
     first = run.environment
     facts = {**_facts(first), "Packages": _packages(first)}
     for number, later in enumerate(first.get("resumed", []), 1):
@@ -115,6 +128,7 @@ def _how_made(run: Run) -> dict[str, Any]:
 
 
 def _facts(environment: dict[str, Any]) -> dict[str, str]:
+    """The facts of one start of a run, by the names under which the page lists them."""
     cpus, processes = environment.get("cpus", "unknown"), environment.get("processes", 1)
     devices = collections.Counter(map(str, environment.get("devices", [])))
     kinds = ", ".join(kind if count == 1 else f"{count} x {kind}" for kind, count in devices.items()) or "unknown"

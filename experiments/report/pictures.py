@@ -23,25 +23,36 @@ _CAPTIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A picture that a curve's first seed that stayed finite made after so many steps.
-
-    `source` is a data URL, sizes are in pixels.
-    """
+    """A picture by the first seed of a curve that stayed finite."""
 
     label: str
+    """The name of the curve."""
+
     step: int
+    """The steps after which it was made."""
+
     source: str
+    """The file as a data URL."""
+
     width: int
+    """In pixels."""
+
     height: int
+    """In pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """The pictures of one kind, in the order of the curves."""
+    """The pictures of one kind."""
 
     name: str
+    """The name of the kind."""
+
     caption: str
+    """Sentences on what they show."""
+
     pictures: list[Picture]
+    """The pictures, in the order of the curves."""
 
 
 def read(runs: Sequence[Run]) -> list[Kind]:
@@ -59,6 +70,7 @@ def read(runs: Sequence[Run]) -> list[Kind]:
 
 
 def _picture(label: str, found: pictures.Picture) -> Picture:
+    """The picture in a file, checked to be whole."""
     try:
         with Image.open(found.path) as image:
             image.load()  # all of it, so that half a file is found out

@@ -8,17 +8,21 @@ from collections.abc import Sequence
 from experiments import files
 from experiments.errors import ConfigError
 from experiments.report.runs import Run
-
-_FILE = "samples.jsonl"
+from experiments.run_folder.folder import SAMPLES
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A text of a curve's first seed, after so many steps."""
+    """A text by a curve's first seed."""
 
     label: str
+    """The name of the curve."""
+
     step: int
+    """The steps after which it was written."""
+
     text: str
+    """The text, with a sign in place of letters that cannot be shown."""
 
 
 def read(runs: Sequence[Run]) -> list[Sample]:
@@ -31,9 +35,12 @@ def read(runs: Sequence[Run]) -> list[Sample]:
 
 
 def _of_run(run: Run) -> list[Sample]:
-    path = run.path / _FILE
+    """The last text of each curve of a run."""
+    path = run.path / SAMPLES
+    if not path.is_file():
+        return []
     last = {}
-    for number, record in files.read_lines(path) if path.is_file() else []:
+    for number, record in files.read_lines(path):
         try:
             last[record["arm"], record["learning_rate"]] = int(record["step"]), _shown(record["texts"][0])
         except (KeyError, IndexError, TypeError, ValueError):
@@ -43,7 +50,7 @@ def _of_run(run: Run) -> list[Sample]:
 
 
 def _shown(text: str) -> str:
-    """With a sign in place of what has none."""
+    """The text, with a sign in place of each letter that cannot be shown."""
     return "".join(
         letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
     )

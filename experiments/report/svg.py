@@ -13,28 +13,36 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import drawing
 from experiments.report import curves
 from experiments.report.charts import Chart, Line, Panel
 
-_VARIABLES = {colour: f"var(--series-{i})" for i, colour in enumerate(curves.COLOURS)}
-_VARIABLES |= {curves.INK: "var(--ink-2)", curves.FAINT: "var(--grid)", "#ffffff": "none"}
+_VARIABLES = {colour: f"var(--series-{i})" for i, colour in enumerate(drawing.COLOURS)}
+_VARIABLES |= {drawing.INK: "var(--ink-2)", drawing.FAINT: "var(--grid)", "#ffffff": "none"}
 _DECIMALS = re.compile(r"(\d\.\d\d)\d+")  # a hundredth of a point is not seen
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A panel as SVG, what it shows in words, and its readout as JSON."""
+    """A panel, ready for the page."""
 
     title: str
+    """The panel's title."""
+
     svg: str
+    """The SVG element."""
+
     alternative: str
+    """The panel in words, for those who do not see it."""
+
     readout: str
+    """The numbers that the page reads out at the pointer, as JSON."""
 
 
 def pictures(chart: Chart) -> list[Picture]:
     """The chart's panels, each a picture of its own, so that a narrow page can stack them."""
     size = (4.6, 3.1) if len(chart.panels) > 2 else (6.2, 3.9)
-    with curves.styled():
+    with drawing.styled():
         drawn = []
         for panel in chart.panels:
             axes = Figure(figsize=size, layout="constrained").subplots()
@@ -52,7 +60,8 @@ def _picture(axes: Axes, panel: Panel, name: str) -> Picture:
     stream = io.StringIO()
     figure = axes.figure
     assert isinstance(figure, Figure)
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # ids that no other picture of the page has, the same each time
+    # Its ids are those of no other picture of the page, and the same each time.
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Picture(panel.title, _inline(stream.getvalue()), _words(panel), json.dumps(_readout(axes, panel)))
 
@@ -76,6 +85,7 @@ def _words(panel: Panel) -> str:
 
 
 def _course(line: Line, x_label: str) -> str:
+    """The first and the last finite value of a line, in words."""
     known = np.flatnonzero(np.isfinite(line.mean))
     if not len(known):
         return "no finite value"
@@ -85,11 +95,8 @@ def _course(line: Line, x_label: str) -> str:
 
 def _readout(axes: Axes, panel: Panel) -> dict[str, object]:
     """Positions as fractions of the picture; of each line at each place its mean and standard error, or null."""
-    figure = axes.figure
     places = np.unique(np.concatenate([line.x for line in panel.lines]))
-    height = axes.get_ylim()[0]  # any value on the axis: only the horizontal place is wanted
-    points = axes.transData.transform([(x, height) for x in places]) if len(places) else np.empty((0, 2))
-    across = figure.transFigure.inverted().transform(points)[:, 0] if len(places) else np.empty(0)
+    across = _across(axes, places) if len(places) else ()
     box = axes.get_position()
     return {
         "top": round(1 - box.y1, 4),
@@ -97,13 +104,21 @@ def _readout(axes: Axes, panel: Panel) -> dict[str, object]:
         "x": [round(float(x), 4) for x in across],
         "at": [f"{panel.x_label} {x:g}" for x in places],
         "lines": [
-            {"label": line.label, "style": line.style % len(curves.COLOURS), "values": _values(line, places)}
+            {"label": line.label, "style": line.style % len(drawing.COLOURS), "values": _values(line, places)}
             for line in panel.lines
         ],
     }
 
 
+def _across(axes: Axes, places: np.ndarray) -> np.ndarray:
+    """Places on the horizontal axis as fractions of the picture's width."""
+    height = axes.get_ylim()[0]  # any value on the axis: only the horizontal place is wanted
+    points = axes.transData.transform([(x, height) for x in places])
+    return axes.figure.transFigure.inverted().transform(points)[:, 0]
+
+
 def _values(line: Line, places: np.ndarray) -> Sequence[list[float] | None]:
+    """The mean and the standard error at each place, rounded as the page shows them; None where there is none."""
     known = {
         float(x): [float(f"{mean:.4g}"), float(f"{error:.2g}")]
         for x, mean, error in zip(line.x, line.mean, line.error, strict=True)

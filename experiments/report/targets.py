@@ -12,29 +12,39 @@ from experiments.report.runs import Curve, Run
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """How soon the training loss came down to `loss`.
-
-    `reached` counts the seeds in which it did, of those that stayed finite, and `steps` is their mean. `ratio` is the
-    mean over seeds of the steps over those of the run's first arm, where all seeds of both reached it.
-    """
+    """How soon the training loss came down to a value."""
 
     loss: float
+    """The value."""
+
     reached: int
+    """The number of seeds in which it did, of those that stayed finite."""
+
     steps: float | None
+    """The mean steps of these seeds."""
+
     steps_se: float | None
+    """The standard error of `steps`."""
+
     ratio: float | None
+    """The mean over seeds of the steps over those of the run's first arm, where all seeds of both reached it."""
+
     ratio_se: float | None
+    """The standard error of `ratio`."""
 
 
 def reached(curve: Curve, run: Run, loss: float) -> Target:
-    """When a curve of the run reached this loss."""
+    """How soon a curve of the run reached this loss."""
     own = _steps(curve, loss)
-    ratios = own / _steps(run.curves[0], loss) if _is_comparable(curve, run) else np.empty(0)
     known = own[np.isfinite(own)]
+    ratios = own / _steps(run.curves[0], loss) if _is_comparable(curve, run) else np.empty(0)
     return Target(
-        loss,
-        *(len(known), spread.mean(known), spread.standard_error(known)),
-        *(spread.mean(ratios), spread.standard_error(ratios)),
+        loss=loss,
+        reached=len(known),
+        steps=spread.mean(known),
+        steps_se=spread.standard_error(known),
+        ratio=spread.mean(ratios),
+        ratio_se=spread.standard_error(ratios),
     )
 
 

@@ -7,12 +7,13 @@ import io
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.report.curves import styled
+from experiments.drawing import styled
 
 
 def spectrograms(panels: dict[str, np.ndarray], seconds: float) -> bytes:
-    """A PNG of log-mel spectrograms (frames, mels) by their titles, all on the scale of the first."""
-    low, high = (float(bound(next(iter(panels.values())))) for bound in (np.min, np.max))
+    """A PNG of log-mel spectrograms (frames, mels) by their titles, all in the colours of the first's scale."""
+    first = next(iter(panels.values()))
+    low, high = float(np.min(first)), float(np.max(first))
     with styled():
         figure = Figure(figsize=(4.0 * len(panels), 3.2), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]

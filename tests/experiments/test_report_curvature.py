@@ -1,13 +1,13 @@
-"""What a report makes of `conditioning.jsonl`, on records made up here, against numbers worked out by hand."""
+"""The report on `conditioning.jsonl`, on records made up here, against numbers worked out by hand."""
 
 import json
 
 import numpy as np
 import pytest
 
-from experiments.conditioning.measure import LEVELS
 from experiments.errors import ConfigError
 from experiments.report import curvature, report
+from experiments.run_folder.conditioning import LEVELS
 from tests.experiments.run_folders import write_run
 
 
