@@ -1,5 +1,5 @@
 """Curvature along a path of weights, in several parametrizations of the same function at each place.
 
-`table` is what a config says of it, `coordinates` the parametrizations, `measure` what is measured in one of them at
-one place, `along` goes through all places.
+`coordinates` has the parametrizations, `measure` measures in one of them at one place, and `along` goes through all
+places. The table of a config is in `config.conditioning`, and the records are in `run_folder.conditioning`.
 """

@@ -14,20 +14,23 @@ import wn_jax as wn
 from experiments import tasks
 from experiments.conditioning import coordinates
 from experiments.conditioning.coordinates import Coordinates
-from experiments.conditioning.measure import Instruments, directions, measure, measure_natural
+from experiments.conditioning.measure import Instruments, at, measure, measure_natural
 from experiments.config.conditioning import ConditioningConfig
 from experiments.config.experiment import Experiment
 from experiments.engine import arm, training
 from experiments.engine.arm import Arm
 from experiments.errors import ConfigError, RunError
+from experiments.run_folder.conditioning import Measurement
 from experiments.tasks import Examples, Params
 
 Record = dict[str, Any]
-_RANDOM = ("noise", "dropout")  # what makes a network's loss another one at each step
+"""A `Measurement`, with the `seed` and the `step` of its place."""
+
+_RANDOM = ("noise", "dropout")  # keys of models that make the loss another one at each step
 
 
 class Along:
-    """The places along a path at which an experiment's curvature is measured, and what measures there.
+    """The places along a path at which an experiment's curvature is measured, and the instruments for it.
 
     Raises:
         ConfigError: the experiment has no such table, or it asks for more examples than there are.
@@ -53,37 +56,40 @@ class Along:
         self._instruments = _instruments(self._arm, self.table)
 
     def left(self, records: Iterable[Record]) -> set[tuple[int, int]]:
-        """The places (seed, step) that are not, or not as a whole, in these records."""
+        """The places (seed, step) that are not, or not as a whole, in these records.
+
+        A whole place has a record for each parametrization, and one for the natural gradient.
+        """
         names: dict[tuple[int, int], set[str]] = collections.defaultdict(set)
         for record in records:
             names[record["seed"], record["step"]].add(record["coordinates"])
         places = {(seed, step) for _, seed in self._arm.members for step in self.table.steps}
-        return {place for place in places if len(names[place]) <= len(self._instruments)}  # and the natural gradient
+        return {place for place in places if len(names[place]) < len(self._instruments) + 1}
 
     def records(self, places: Collection[tuple[int, int]]) -> Iterator[list[Record]]:
-        """What is measured at each of these places, one after the other along the path.
+        """The records of each of these places, one place after the other along the path.
 
         Raises:
             RunError: the path diverged before one of them.
-
-        With one thread for LAPACK: beside XLA's, more of them take 30 times as long where the cores are busy.
         """
         for step in sorted({step for _, step in places}):
             for (_, seed), weights in zip(self._arm.members, self._weights_at(step), strict=True):
                 if (seed, step) in places:
+                    # With one thread for LAPACK: beside XLA's, more of them take 30 times as long on busy cores.
                     with threadpoolctl.threadpool_limits(1):
                         records = list(self._measured(weights, seed, step))
                     yield [{"seed": seed, "step": step, **record} for record in records]
 
     def _weights_at(self, step: int) -> list[Params]:
-        """The plain weights of each seed after so many steps, as training goes on."""
+        """The plain weights of each seed after so many steps. Training goes on until then, and never back."""
         self._arm.prepare()
         while int(self._arm.states[0].step[0]) < step:
             self._arm.advance()
         plain = [wn.reconstruct(state.params) for state in self._arm.states]
         return [member for params in plain for member in _apart(params)]
 
-    def _measured(self, weights: Params, seed: int, step: int) -> Iterator[Record]:
+    def _measured(self, weights: Params, seed: int, step: int) -> Iterator[Measurement]:
+        """The measurements of one place, in each parametrization."""
         _, plain = self._instruments[0]
         if not jnp.isfinite(plain.loss(weights, self._examples)):
             rate = self._arm.config.optimizer.learning_rate[0]
@@ -91,14 +97,16 @@ class Along:
                 f"the path (arm {self.table.path!r}, learning rate {rate:g}, seed {seed}) has no finite loss "
                 f"at step {step}, and so no curvature; begin anew with a lower conditioning.learning_rate"
             )
-        key = jax.random.fold_in(jax.random.key(seed), step)  # so that errors over seeds have those of probes in them
-        to = directions(plain, weights, self._examples, self.table, key)
+        # Each place has other probes, so that standard errors over seeds have the errors of probes in them.
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        place = at(plain, weights, self._examples, self.table, key)
         for one, own in self._instruments:
-            yield measure(one, own, plain, weights, self._examples, to, self.table, key)
-        yield measure_natural(plain, weights, self._examples, to, self.table)
+            yield measure(one, own, place)
+        yield measure_natural(place)
 
 
 def _only_the_path(experiment: Experiment, table: ConditioningConfig) -> Experiment:
+    """The experiment of one arm, with the one learning rate and the seeds that the table asks for."""
     config = experiment.arms[table.path]
     rate = table.learning_rate or config.optimizer.learning_rate[0]
     train = config.train.model_copy(update={"seeds": table.seeds or config.train.seeds, "members_per_call": None})
@@ -110,7 +118,7 @@ def _only_the_path(experiment: Experiment, table: ConditioningConfig) -> Experim
 
 
 def _instruments(path: Arm, table: ConditioningConfig) -> list[tuple[Coordinates, Instruments]]:
-    """Each parametrization, the plain one first, and what measures in it."""
+    """Each parametrization, the plain one first, and the functions that measure in it."""
     config, dataset = path.config, path.placement.dataset
 
     def task(norm: str) -> tuple[tasks.Task, coordinates.Axes]:
@@ -120,26 +128,26 @@ def _instruments(path: Arm, table: ConditioningConfig) -> list[tuple[Coordinates
         return own, {use.path: use.reduction for use in uses if use.reduction is not None}
 
     plain, axes = task("none")
-    alike = [(plain, [coordinates.plain(plain)]), (plain, coordinates.weight_norm(plain, axes, table.norms))]
+    # The parametrizations of a group predict by one function, so that it is compiled once for all of them.
+    groups = [(plain, [coordinates.plain(plain)]), (plain, coordinates.weight_norm(plain, axes, table.norms))]
     if hasattr(config.model, "norm"):
         mean_only, batch = task("mean_only"), task("batch")
-        alike.append((mean_only[0], [coordinates.weight_norm_mean_only(plain, *mean_only)]))
-        alike.append((batch[0], [coordinates.batch_norm(plain, *batch)]))
-    made = [(group, Instruments(own, group[0].predict)) for own, group in alike]  # a group predicts by one function
+        groups.append((mean_only[0], [coordinates.weight_norm_mean_only(plain, *mean_only)]))
+        groups.append((batch[0], [coordinates.batch_norm(plain, *batch)]))
+    made = [(group, Instruments(own, group[0].predict)) for own, group in groups]
     return [(one, instruments) for group, instruments in made for one in group]
 
 
 def _without_randomness(model: Any, norm: str) -> Any:
-    """The network as it is looked at: plain weights, and float32, as second derivatives in bfloat16 are noise."""
+    """The network that is measured: with plain weights, and in float32, as second derivatives in bfloat16 are noise."""
     fields = type(model).model_fields
-    silent = dict.fromkeys([name for name in _RANDOM if name in fields], 0.0)
-    normalized = {"norm": norm} if "norm" in fields else {}
-    return model.model_copy(
-        update={**silent, **normalized, "weights": "plain", "init": "framework", "dtype": "float32"}
-    )
+    update: dict[str, Any] = {name: 0.0 for name in _RANDOM if name in fields}
+    update |= {"norm": norm} if "norm" in fields else {}
+    update |= {"weights": "plain", "init": "framework", "dtype": "float32"}
+    return model.model_copy(update=update)
 
 
 def _apart(params: Params) -> list[Params]:
-    """What is stacked along a leading axis, one by one."""
+    """The parameters of each member, which are stacked along a leading axis."""
     leaves, structure = jax.tree.flatten(params)
     return [jax.tree.unflatten(structure, own) for own in zip(*leaves, strict=True)]

@@ -26,19 +26,19 @@ _NORMALIZATIONS = (nn.BatchNorm, MeanOnlyBatchNorm)
 
 @dataclasses.dataclass(frozen=True)
 class Coordinates:
-    """A way to write a plain network's weights.
-
-    Attributes:
-        name: as figures call it.
-        start: `(plain params, examples) -> params`, those that stand for these weights.
-        predict: `(params, examples) -> outputs`.
-        weights: `(params, examples) -> plain params`, the inverse of `start`.
-    """
+    """A way to write a plain network's weights."""
 
     name: str
+    """The name in figures."""
+
     start: Callable[[Params, Examples], Params]
+    """`(plain params, examples) -> params`, those that stand for these weights."""
+
     predict: Callable[[Params, Examples], Any]
+    """`(params, examples) -> outputs`."""
+
     weights: Callable[[Params, Examples], Params]
+    """`(params, examples) -> plain params`, the inverse of `start`."""
 
 
 def plain(task: Task) -> Coordinates:
@@ -50,9 +50,12 @@ def weight_norm(task: Task, axes: Axes, norms: tuple[float, ...]) -> list[Coordi
     """Weight normalization with `v = w`, and with one `||v||` for all vectors of a layer.
 
     Arguments:
-        task: of the plain network.
+        task: the plain network's.
         axes: the reduction axes of its weights.
-        norms: multiples of the root mean square of the layer's `||w||`. The functions are the same for all of them.
+        norms: the values of `||v||`, as multiples of the root mean square of the layer's `||w||`.
+
+    Returns:
+        The parametrizations. They have the functions `predict` and `weights` in common, so that these compile once.
     """
     predict = wn.wrap(_predict(task))
 
@@ -72,7 +75,7 @@ def weight_norm(task: Task, axes: Axes, norms: tuple[float, ...]) -> list[Coordi
 
 
 def batch_norm(plain_task: Task, task: Task, axes: Axes) -> Coordinates:
-    """Batch normalization, its scale and bias such that the batch's own statistics are undone at the start."""
+    """Batch normalization. At the start, its scale and its bias undo the batch's own statistics."""
     return _normalized("batch norm", plain_task, task, axes, mean_only=False)
 
 
@@ -82,6 +85,8 @@ def weight_norm_mean_only(plain_task: Task, task: Task, axes: Axes) -> Coordinat
 
 
 def _normalized(name: str, plain_task: Task, task: Task, axes: Axes, mean_only: bool) -> Coordinates:
+    """A normalized network. A normalization comes after a layer, and takes the place of its bias."""
+
     def start(params: Params, examples: Examples) -> Params:
         normalized = _normalizations(task, examples)
         outputs = _layer_outputs(plain_task, params, examples)
@@ -108,6 +113,8 @@ def _normalized(name: str, plain_task: Task, task: Task, axes: Axes, mean_only: 
 
 
 def _predict(task: Task) -> Callable[[Params, Examples], Any]:
+    """A network in training as a function of its parameters and of examples alone."""
+
     def predict(params: Params, examples: Examples) -> Any:
         return task.predict(params, _first_state(task, examples), examples, jax.random.key(0))[0]
 
@@ -115,23 +122,27 @@ def _predict(task: Task) -> Callable[[Params, Examples], Any]:
 
 
 def _first_state(task: Task, examples: Examples) -> Any:
-    """A network's running averages, of which nothing in training depends."""
+    """A network's running averages, on which nothing in training depends."""
     state = jax.eval_shape(lambda examples: task.init(jax.random.key(0), examples)[1], examples)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state)
 
 
 def _with_one_norm(params: Params, norm: float) -> Params:
+    """The nodes with all `v` of a layer at one norm, in units of the root mean square of its `g`."""
+
     def scaled(x: Any) -> Any:
         if not isinstance(x, wn.WeightNorm):
             return x
-        length = norm * jnp.sqrt(jnp.mean(jnp.square(x.g)))  # g is ||w|| here, and ||v||, except where both are 0
-        return dataclasses.replace(x, v=x.v * jnp.where(x.g > 0, length / x.g, length))
+        length = norm * jnp.sqrt(jnp.mean(jnp.square(x.g)))
+        # Here g is ||w|| and ||v||. Where w is 0, g is 0, and v has norm 1.
+        factor = jnp.where(x.g > 0, length / x.g, length)
+        return dataclasses.replace(x, v=x.v * factor)
 
     return jax.tree.map(scaled, params, is_leaf=lambda x: isinstance(x, wn.WeightNorm))
 
 
 def _layer_outputs(task: Task, params: Params, examples: Examples) -> dict[str, jax.Array]:
-    """What each dense and convolutional layer computes, by its name."""
+    """The output of each dense and convolutional layer, by its name."""
     outputs: dict[str, jax.Array] = {}
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -146,7 +157,7 @@ def _layer_outputs(task: Task, params: Params, examples: Examples) -> dict[str, 
 
 
 def _normalizations(task: Task, examples: Examples) -> dict[str, str]:
-    """By layer that is normalized, the name of the module that does it: the one that is called next."""
+    """The name of the module that normalizes a layer, by the layer's: the module that is called next."""
     calls: list[Any] = []
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -161,9 +172,10 @@ def _normalizations(task: Task, examples: Examples) -> dict[str, str]:
 
 
 def _mean(outputs: jax.Array) -> jax.Array:
+    """The mean of each feature over the batch."""
     return outputs.mean(axis=tuple(range(outputs.ndim - 1)))
 
 
 def _deviation(outputs: jax.Array) -> jax.Array:
-    """As batch normalization divides by it."""
+    """The deviation of each feature over the batch, as batch normalization divides by it."""
     return jnp.sqrt(outputs.var(axis=tuple(range(outputs.ndim - 1))) + nn.BatchNorm.epsilon)
