@@ -1,1 +1,1 @@
-"""What weight normalization costs, in this library and in its peers, over each one's own plain model."""
+"""The cost of weight normalization, in this library and in its peers, over each one's own plain model."""

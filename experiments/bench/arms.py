@@ -12,19 +12,25 @@ class CannotError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What is timed.
-
-    `run` makes that many steps, each from what the one before left, and returns when all is done. `compile` does again
-    what happens before a first step, and returns the seconds; None where there is nothing to compile. `peak_memory` is
-    the compiler's count of bytes, where there is one. `deviation` is how far the output is from that in float64,
-    over the largest of the latter. `against` is the arm that it is compared with, and `of_torch` says whose threads it
-    uses.
-    """
+    """A network that is timed."""
 
     name: str
+    """The name of the arm."""
+
     against: str
+    """The name of the arm that it is compared with: its library's plain model."""
+
     run: Callable[[int], None]
+    """Makes so many steps, each from what the one before left, and returns when all is done."""
+
     compile: Callable[[], float] | None
+    """Does again what happens before a first step, and returns the seconds; None where there is nothing to compile."""
+
     peak_memory: int | None
+    """The compiler's count of bytes, where there is one."""
+
     deviation: float
+    """The largest difference of the output from that in float64, over the largest of the latter."""
+
     of_torch: bool = False
+    """Whether it runs on PyTorch's threads."""

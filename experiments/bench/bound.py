@@ -24,22 +24,28 @@ _CONTRACTIONS = (primitives.dot_general_p, primitives.conv_general_dilated_p)
 
 
 def of(row: Row) -> tuple[int, int]:
-    """For a row: plain, and with weight normalization."""
+    """The bytes of a step of a row: of the plain network, and with weight normalization."""
     apply, params, nodes = ours.build(row)
     program = jax.make_jaxpr(work(row, apply, None, None))(params, inputs(row))
-    moved, size = _contracted(program), _bytes(jax.tree.leaves(params))
+    size = _bytes(jax.tree.leaves(params))
+    plain = _contracted(program)
     if row.work == "accumulate":
-        moved += PARTS * 3 * size  # each gradient is added to a sum that is read and written
+        plain += PARTS * 3 * size  # each gradient is added to a sum that is read and written
     if row.work != "serve":
-        moved += 3 * size  # the gradient and the parameter are read, the parameter is written
+        plain += 3 * size  # the gradient and the parameter are read, the parameter is written
+
     pairs = list(zip(jax.tree.leaves(nodes), jax.tree.leaves(wn.labels(nodes)), strict=True))
     directions = _bytes(leaf for leaf, label in pairs if label == "v")
     magnitudes = _bytes(leaf for leaf, label in pairs if label == "g")
-    return moved, moved + directions + magnitudes * (1 if row.work == "serve" else 4)
+    times = 1 if row.work == "serve" else 4  # read for the weight; and where it is trained, as other parameters are
+    return plain, plain + directions + times * magnitudes
 
 
 def _contracted(jaxpr: Any, times: int = 1) -> int:
-    """What contractions read and write. A loop's count as often as it runs, of a branch both sides."""
+    """The bytes that contractions read and write.
+
+    Those in a loop count as often as it runs, and those of a branch on both sides.
+    """
     total = 0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if eqn.primitive in _CONTRACTIONS:
@@ -50,6 +56,7 @@ def _contracted(jaxpr: Any, times: int = 1) -> int:
 
 
 def _inner(values: Any) -> Iterator[Any]:
+    """The jaxprs among the parameters of an equation."""
     for value in values:
         if isinstance(value, jex.Jaxpr | jex.ClosedJaxpr):
             yield value

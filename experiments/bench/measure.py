@@ -28,31 +28,54 @@ _COMPILATIONS, _COMPILE_SECONDS = 3, 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """An arm's figures: of each round the milliseconds of a step, and of each compilation the seconds.
-
-    `spread` has the quartiles of the ratio of times.
-    """
+    """An arm's figures. Ratios are to the arm that it is compared with."""
 
     against: str
+    """The name of the arm that it is compared with."""
+
     milliseconds: list[float]
+    """The milliseconds of a step, in each round."""
+
     ratio: float
+    """The median of the ratios of times, each within a round."""
+
     spread: tuple[float, float]
+    """The first and the third quartile of these ratios."""
+
     compile_seconds: list[float]
+    """The seconds of each compilation."""
+
     compile_ratio: float | None
+    """The median of the ratios of these; None where nothing is compiled."""
+
     peak_memory: int | None
+    """The most bytes in use, as the compiler counts them, where it does."""
+
     memory_ratio: float | None
+    """The ratio of the bytes, where both are known."""
+
     deviation: float
+    """The largest difference of the output from that in float64, over the largest of the latter."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A row's cells by arm, the bytes that must move (plain, and with weight norm), and who has no cell, and why."""
+    """The figures of a row."""
 
     row: Row
+    """The row."""
+
     device: str
+    """The device that it was timed on."""
+
     bytes: tuple[int, int]
+    """The bytes that must move in a step: of the plain network, and with weight normalization."""
+
     cells: dict[str, Cell]
+    """The figures of each arm."""
+
     missing: dict[str, str]
+    """The libraries without an arm, and why."""
 
     @property
     def bound(self) -> float:
@@ -66,8 +89,10 @@ class Result:
 
     @property
     def examples_per_second(self) -> dict[str, float]:
-        """How many examples each arm takes in."""
-        return {name: 1e3 * self.row.examples / statistics.median(c.milliseconds) for name, c in self.cells.items()}
+        """The examples that each arm takes in."""
+        return {
+            name: 1e3 * self.row.examples / statistics.median(cell.milliseconds) for name, cell in self.cells.items()
+        }
 
 
 def measure(row: Row, seconds: float, libraries: Sequence[str], on_step: Callable[[str], None]) -> Result:
@@ -81,7 +106,7 @@ def measure(row: Row, seconds: float, libraries: Sequence[str], on_step: Callabl
 
 
 def _make(row: Row, libraries: Sequence[str], on_step: Callable[[str], None]) -> tuple[dict[str, Arm], dict[str, str]]:
-    """The arms by name, and of libraries that have none, why. A library that fails does not stop the others."""
+    """The arms by name; and the libraries that have none, and why. A library that fails does not stop the others."""
     made, missing = dict[str, Arm](), dict[str, str]()
     for library, make in arms(row, libraries).items():
         on_step(f"compile {library}")
@@ -94,7 +119,7 @@ def _make(row: Row, libraries: Sequence[str], on_step: Callable[[str], None]) ->
             made |= new
         except CannotError as reason:
             missing[library] = str(reason)
-        except Exception as error:
+        except Exception as error:  # another library may fail in its own way on any machine
             if library == "wn_jax":
                 raise
             missing[library] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -129,13 +154,14 @@ def _time(made: dict[str, Arm], seconds: float, on_step: Callable[[str], None]) 
 
 
 def _take_turns(made: dict[str, Arm], seconds: float, on_step: Callable[[str], None]) -> dict[str, list[float]]:
-    """As many rounds as fit, but a few at least."""
+    """The milliseconds of a step, by arm and round: of as many rounds as fit, but a few at least."""
     alone = {}
     for name, arm in made.items():
         on_step(f"warm up {name}")
         alone[name] = _seconds(arm, 1)
     steps = max(1, math.ceil(_SECONDS_PER_TURN / min(alone.values())))
-    rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, int(seconds / (steps * sum(alone.values())))))
+    fitting = int(seconds / (steps * sum(alone.values())))
+    rounds = min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, fitting))
     times: dict[str, list[float]] = {name: [] for name in made}
     for round_, order in enumerate(_orders(list(made), rounds), 1):
         for name in order:
@@ -153,6 +179,7 @@ def _orders(names: list[str], rounds: int) -> Iterator[list[str]]:
 
 
 def _seconds(arm: Arm, steps: int) -> float:
+    """The seconds that so many steps take."""
     start = time.perf_counter()
     arm.run(steps)
     return time.perf_counter() - start

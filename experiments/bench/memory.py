@@ -9,7 +9,7 @@ _MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = -4, -1, -8  # of glibc's malloc.h
 
 
 def keep() -> bool:
-    """Tell glibc to keep freed memory; whether it did. To be called before anything is computed.
+    """Tell the C library (glibc) to keep freed memory, and return whether it does. Call it before anything is computed.
 
     By default it returns the temporary buffers of a step to the system, and the page faults of getting them again cost
     more than what is measured here.

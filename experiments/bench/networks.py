@@ -17,43 +17,69 @@ class Dense:
     """A matrix multiplication along the last axis."""
 
     inputs: int
+    """The size of that axis before it."""
+
     features: int
+    """The size of that axis after it."""
+
     bias: bool = True
+    """Whether a bias is added."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A convolution; `padding` is added on both sides of each axis."""
+    """A convolution."""
 
     inputs: int
+    """The channels before it."""
+
     features: int
+    """The channels after it."""
+
     kernel: tuple[int, ...]
+    """The size of the kernel along each axis."""
+
     padding: int = 0
+    """The zeros on both sides of each axis."""
+
     dilation: int = 1
+    """The distance between the places that a kernel reads."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Upsample:
-    """A transposed convolution along time, which makes `stride` samples of one."""
+    """A transposed convolution along time."""
 
     inputs: int
+    """The channels before it."""
+
     features: int
+    """The channels after it."""
+
     kernel: int
+    """The size of the kernel."""
+
     stride: int
+    """The number of samples that it makes of one."""
 
     @property
     def padding(self) -> int:
-        """In PyTorch's sense: what is cut off on both sides."""
+        """The samples that are cut off on both sides: padding in PyTorch's sense."""
         return (self.kernel - self.stride) // 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Recurrent:
-    """An LSTM or a GRU along the second of three axes."""
+    """A recurrent layer along the second of three axes."""
 
     kind: str
+    """The cell: "lstm" or "gru"."""
+
     inputs: int
+    """The size of the last axis before it."""
+
     features: int
+    """The size of the last axis after it."""
 
 
 Layer = Dense | Conv | Upsample | Recurrent
@@ -62,22 +88,22 @@ Apply = Callable[[str, Any], Any]
 
 
 class Ops(Protocol):
-    """What the networks do between layers. Which axis has the channels is the library's own."""
+    """The operations of networks between layers. Which axis has the channels is each library's own choice."""
 
     def relu(self, x: Any) -> Any: ...
     def leaky_relu(self, x: Any, slope: float) -> Any: ...
     def gelu(self, x: Any) -> Any: ...
     def tanh(self, x: Any) -> Any: ...
     def max_pool(self, x: Any) -> Any:
-        """Halves height and width."""
+        """The maximum over 2 x 2 pixels, which halves height and width."""
         ...
 
     def mean(self, x: Any) -> Any:
-        """Over height and width."""
+        """The mean over height and width."""
         ...
 
     def rms_norm(self, x: Any) -> Any:
-        """Along the last axis, without a gain."""
+        """RMSNorm along the last axis, without a gain."""
         ...
 
     def attention(self, query: Any, key: Any, value: Any, heads: int) -> Any:
@@ -87,11 +113,16 @@ class Ops(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network. `forward(apply, x, ops)` is its output; `input` the shape of one example, channels last."""
+    """A network."""
 
     layers: Mapping[str, Layer]
+    """Its layers by name."""
+
     forward: Callable[[Apply, Any, Any], Any]
+    """`(apply, x, ops) -> output`."""
+
     input: tuple[int, ...]
+    """The shape of one example, channels last."""
 
     @property
     def spatial(self) -> bool:
@@ -110,7 +141,7 @@ def mlp(width: int) -> Network:
 
 def recurrent(kind: str, steps: int, width: int) -> Network:
     """One recurrent layer."""
-    return Network({"cell": Recurrent(kind, width, width)}, lambda apply, x, ops: apply("cell", x), (steps, width))
+    return Network({"cell": Recurrent(kind, width, width)}, lambda apply, x, _: apply("cell", x), (steps, width))
 
 
 def conv_pool(width: int = 96, classes: int = 10) -> Network:

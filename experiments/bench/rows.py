@@ -14,22 +14,37 @@ from experiments.errors import ConfigError
 from experiments.schema import nearest
 
 Work = Literal["train", "accumulate", "ensemble", "serve"]
-"""A step of SGD; one that sums the gradients of `PARTS` microbatches; one of `MEMBERS` networks side by side; a forward
-pass."""
+"""The work of a step.
+
+"train" is a step of SGD, "accumulate" one that sums the gradients of `PARTS` microbatches, "ensemble" one of `MEMBERS`
+networks side by side, and "serve" a forward pass.
+"""
 
 PARTS, MEMBERS = 4, 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A network, the batch (of each microbatch; for an ensemble, of all members), the dtype, and the work."""
+    """A network, and what is done with it."""
 
     name: str
+    """The name of the row."""
+
     network: str
+    """The name of the network in `NETWORKS`."""
+
     batch: int
+    """The examples of a batch: for an accumulation, of each microbatch; for an ensemble, of all members together."""
+
     work: Work = "train"
+    """The work of a step."""
+
     dtype: str = "float32"
+    """The dtype of parameters and examples."""
+
     quick: bool = False
+    """Whether it belongs to the quick rows."""
+
     large: bool = False
     """Whether a step takes so long that only the libraries are compared, and not the ways that wn_jax has."""
 
@@ -39,12 +54,12 @@ class Row:
 
     @property
     def examples(self) -> int:
-        """How many a step takes in."""
+        """The examples that a step takes in."""
         return self.batch * (PARTS if self.work == "accumulate" else 1)
 
     @property
     def title(self) -> str:
-        """With the dtype, where it is not the usual one."""
+        """The name, with the dtype where it is not the usual one."""
         return self.name if self.dtype == "float32" else f"{self.name}, {self.dtype}"
 
 
@@ -76,7 +91,11 @@ ROWS = {
 
 
 def choose(patterns: Sequence[str], quick: bool) -> list[Row]:
-    """The rows of these names, in which `*` stands for anything; or all, or the quick ones. On a GPU, in two dtypes.
+    """The rows that are asked for. On a GPU, each is there in two dtypes.
+
+    Arguments:
+        patterns: names of rows, in which `*` stands for anything. None: all rows, or the quick ones.
+        quick: whether to leave out all but the quick rows, where no name is given.
 
     Raises:
         ConfigError: nothing has such a name.
@@ -89,6 +108,7 @@ def choose(patterns: Sequence[str], quick: bool) -> list[Row]:
 
 
 def _matching(pattern: str) -> list[str]:
+    """The names of rows that a pattern fits, one or more."""
     found = fnmatch.filter(ROWS, pattern)
     if not found:
         raise ConfigError(f"no row is named {pattern!r}{nearest(pattern, ROWS)}; rows: {', '.join(ROWS)}")

@@ -1,1 +1,1 @@
-"""What the TPU compiler says of a training step, on a machine without a TPU."""
+"""A training step compiled for TPUs on a machine without one, and the figures that the compiled program gives."""

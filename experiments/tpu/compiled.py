@@ -1,4 +1,4 @@
-"""An arm's training step, compiled for a TPU that need not be there, and what the compiler says of it."""
+"""An arm's training step, compiled for a TPU that need not be there, and the figures of it."""
 
 from __future__ import annotations
 
@@ -20,37 +20,54 @@ from experiments.errors import ConfigError, RunError
 from experiments.tpu import hlo, traffic
 from experiments.tpu.traffic import Collective
 
-_OUT_OF_MEMORY = (  # what the compiler says where it has placed every array, and where it cannot begin to
+# The messages of the compiler where it has placed every array, and where it cannot begin to.
+_OUT_OF_MEMORY = (
     re.compile(r"Used (?P<used>[\d.]+)G of (?P<limit>[\d.]+)G hbm"),
     re.compile(r"\((?P<used>[\d.]+)G\) exceeds available HBM \((?P<limit>[\d.]+)G\)"),
 )
-_ROUNDS = 5
+_ROUNDS = 5  # of lowering, of which the median is taken
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """The figures of a step, each for one chip. Bytes and seconds.
-
-    `flops` and `bytes_accessed` are the compiler's own counts, in which the body of a loop counts once, and what stays
-    in the chip's caches as much as the rest. `memory_bytes` counts every trip, and only what main memory is read or
-    written; `cycles` adds up the compiler's estimates for each operation, over all trips.
-    """
+    """The figures of a step, each for one chip, in bytes and seconds."""
 
     parameters: int
+    """The number of parameters of the network."""
+
     flops: float
+    """The compiler's own count, in which the body of a loop counts once."""
+
     bytes_accessed: float
+    """The compiler's own count, in which the body of a loop counts once, and the chip's caches as much as the rest."""
+
     memory_bytes: int
+    """The bytes that main memory is read or written, with every trip of a loop."""
+
     cycles: int
+    """The sum of the compiler's estimates for each operation, with every trip of a loop."""
+
     peak_memory: int
+    """The most bytes in use."""
+
     arguments: int
+    """The bytes of the arguments of the step."""
+
     collectives: tuple[Collective, ...]
+    """The communication between chips, by kind."""
+
     unknown_loops: int
+    """The number of loops that count once, as their trips are not known."""
+
     lowering_seconds: float
+    """The seconds of tracing and lowering."""
+
     compile_seconds: float
+    """The seconds of compiling."""
 
 
 def prepare(config: ArmConfig, devices: Sequence[Any]) -> Arm:
-    """An arm whose step is for one seed, and for the mesh that the config asks for of these devices.
+    """An arm whose step is for one seed, on the mesh that the config asks for.
 
     Each batch is an argument of the step, as it is where several processes train together.
 
@@ -66,7 +83,7 @@ def prepare(config: ArmConfig, devices: Sequence[Any]) -> Arm:
 
 
 def lower(arms: Sequence[Arm], on_round: Callable[[], None] = lambda: None) -> list[float]:
-    """The seconds that tracing and lowering takes for each: the median over rounds in which they take turns.
+    """The seconds of tracing and lowering each arm: the median over rounds in which they take turns.
 
     A first round is not counted: it fills JAX's caches, for whichever comes first.
     """
@@ -78,7 +95,11 @@ def lower(arms: Sequence[Arm], on_round: Callable[[], None] = lambda: None) -> l
 
 
 def compile_step(arm: Arm, lowering_seconds: float) -> Compiled:
-    """Compile the step of a prepared arm, to whose figures `lower` gives the seconds.
+    """Compile the step of a prepared arm.
+
+    Arguments:
+        arm: the arm.
+        lowering_seconds: those that `lower` found, to stand beside the other figures.
 
     Raises:
         RunError: the step needs more memory than a chip has.
@@ -99,7 +120,9 @@ def _seconds(function: Callable[[], Any]) -> float:
 
 
 def _figures(arm: Arm, compiled: Any, lowering: float, compiling: float) -> Compiled:
-    costs, memory, module = compiled.cost_analysis() or {}, compiled.memory_analysis(), hlo.parse(compiled.as_text())
+    costs = compiled.cost_analysis() or {}
+    memory = compiled.memory_analysis()
+    module = hlo.parse(compiled.as_text())
     return Compiled(
         parameters=sum(leaf.size for leaf in jax.tree.leaves(arm.abstract()[0].params)),
         flops=costs.get("flops", 0.0),
@@ -116,7 +139,7 @@ def _figures(arm: Arm, compiled: Any, lowering: float, compiling: float) -> Comp
 
 
 def _explained(error: Exception, shape: mesh.Shape) -> RunError:
-    """What the compiler's error means for the config."""
+    """The compiler's error as one that says what to change in the config."""
     if "RESOURCE_EXHAUSTED" not in str(error):
         return RunError(f"the TPU compiler refuses this step: {error}")
     found = next(filter(None, (pattern.search(str(error)) for pattern in _OUT_OF_MEMORY)), None)

@@ -26,35 +26,49 @@ _OTHER_BITS = {"pred": 8, "token": 0, "opaque": 0}
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array, and the memory that it lies in: 0 is the device's main memory (HBM)."""
+    """An array of a program."""
 
     dtype: str
+    """The dtype by XLA's name, such as "bf16"."""
+
     shape: tuple[int, ...]
+    """The shape."""
+
     space: int
+    """The number of the memory that it lies in; 0 is the device's main memory (HBM)."""
 
     @property
     def size(self) -> int:
-        """How many numbers it holds."""
+        """The count of numbers in it."""
         return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        """Without what its layout pads."""
-        bits = _OTHER_BITS.get(self.dtype)
-        found = _BITS.search(self.dtype)
-        return -(-self.size * (int(found[0]) if bits is None and found else bits or 0) // 8)
+        """The bytes that it takes, without what its layout pads."""
+        return -(-self.size * _bits(self.dtype) // 8)  # rounded up: several small numbers share a byte
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line of a computation. `attributes` is the text behind its operands."""
+    """A line of a computation."""
 
     name: str
+    """The name of its result."""
+
     kind: str
+    """The operation, such as "fusion"."""
+
     results: tuple[Array, ...]
+    """The arrays that it gives; several where the result is a tuple."""
+
     operands: tuple[str, ...]
+    """The names of its operands; of a parameter its number, and of a constant its value."""
+
     attributes: str
+    """The text behind its operands."""
+
     root: bool
+    """Whether its result is that of the computation."""
 
     @functools.cached_property
     def called(self) -> dict[str, str]:
@@ -71,19 +85,24 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A program: its computations by name, and which of them it begins with."""
+    """A program."""
 
     computations: dict[str, Computation]
+    """Its computations by name."""
+
     entry: str
+    """The name of the computation that it begins with."""
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often a `while` runs, as the compiler notes it or by the constant that its counter stops at; else None.
+        """How often a `while` runs, or None where that is not known.
 
-        JAX's scans and `fori_loop`s count whole numbers from 0 in steps of 1, and XLA keeps it so.
+        It is as the compiler notes it, or else the constant that the loop's counter stops at: JAX's scans and
+        `fori_loop`s count whole numbers from 0 in steps of 1, and XLA keeps it so.
         """
         noted = _TRIPS.search(loop.attributes)
         if noted:
             return int(noted["trips"])
+
         condition = self.computations[loop.called["condition"]]
         root = next(line for line in condition.values() if line.root)
         operands = [condition[name] for name in root.operands if name in condition]
@@ -91,8 +110,9 @@ class Module:
             return None
         if [operand.kind for operand in operands] != ["get-tuple-element", "constant"]:
             return None
-        limit = operands[1].operands[0]
-        return int(limit) if limit.isdecimal() and operands[0].results[0].dtype in ("s32", "s64") else None
+        counter, limit = operands[0].results[0], operands[1].operands[0]
+        is_whole = limit.isdecimal() and counter.dtype in ("s32", "s64")
+        return int(limit) if is_whole else None
 
 
 def parse(text: str) -> Module:
@@ -107,28 +127,45 @@ def parse(text: str) -> Module:
             continue
         match = _INSTRUCTION.match(_COMMENT.sub("", line))
         if match:
-            inside, behind = _closed(match["rest"])
-            operands = tuple(part.split()[-1].lstrip("%") for part in _split(inside))
-            current[match["name"]] = Instruction(
-                match["name"], match["kind"], arrays(match["shape"]), operands, behind, bool(match["root"])
-            )
+            current[match["name"]] = _instruction(match)
     return Module(computations, entry)
 
 
-def arrays(shape: str) -> tuple[Array, ...]:
-    """The arrays of a shape; several where it is a tuple."""
-    return tuple(
-        Array(
-            match["dtype"],
-            tuple(int(size) for size in match["shape"].split(",") if size),
-            int(space["space"]) if (space := _SPACE.search(match["layout"] or "")) else 0,
-        )
-        for match in _ARRAY.finditer(shape)
+def _instruction(match: re.Match[str]) -> Instruction:
+    """The instruction of a line."""
+    inside, behind = _closed(match["rest"])
+    return Instruction(
+        name=match["name"],
+        kind=match["kind"],
+        results=arrays(match["shape"]),
+        # An operand is printed with or without its type; its name is the last word.
+        operands=tuple(part.split()[-1].lstrip("%") for part in _split(inside)),
+        attributes=behind,
+        root=bool(match["root"]),
     )
 
 
+def arrays(shape: str) -> tuple[Array, ...]:
+    """The arrays of a shape as it is printed; several where it is a tuple."""
+    return tuple(map(_array, _ARRAY.finditer(shape)))
+
+
+def _array(match: re.Match[str]) -> Array:
+    sizes = tuple(int(size) for size in match["shape"].split(",") if size)
+    space = _SPACE.search(match["layout"] or "")
+    return Array(match["dtype"], sizes, int(space["space"]) if space else 0)
+
+
+def _bits(dtype: str) -> int:
+    """The bits of a number, which are in the name of most dtypes; 0 where nothing is known."""
+    if dtype in _OTHER_BITS:
+        return _OTHER_BITS[dtype]
+    found = _BITS.search(dtype)
+    return int(found[0]) if found else 0
+
+
 def _closed(rest: str) -> tuple[str, str]:
-    """What is inside the parentheses that were opened before, and what comes after."""
+    """The text inside of the parentheses that were opened before, and the text after them."""
     depth = 1
     for i, letter in enumerate(rest):
         depth += {"(": 1, ")": -1}.get(letter, 0)
@@ -138,7 +175,7 @@ def _closed(rest: str) -> tuple[str, str]:
 
 
 def _split(inside: str) -> list[str]:
-    """Operands, between commas that are in no brackets."""
+    """The operands, which are between commas that are in no brackets."""
     parts, depth, start = [], 0, 0
     for i, letter in enumerate(inside):
         depth += {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(letter, 0)

@@ -46,6 +46,7 @@ def devices(name: str) -> list[Any]:
 
 
 def _check_libtpu() -> None:
+    """Raise where `libtpu` is missing, or is not the one that this jax needs."""
     version = importlib.metadata.version("jax")
     install = f"`pip install 'jax[tpu]=={version}'` installs the one that fits"
     try:

@@ -1,4 +1,4 @@
-"""What a compiled step moves: bytes to and from the chip's memory, and between chips; loops count every trip."""
+"""The bytes that a compiled step moves: to and from the chip's memory, and between chips. Loops count every trip."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
-# What moves nothing: names for parts of other arrays, and the ends of what began before.
+# Operations that move nothing: names for parts of other arrays, and the ends of what began before.
 _NAMES = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
 _NAMING_CALLS = ("ConcatBitcast", "AssumeGatherIndicesInBound", "AllocateBuffer", "Sharding")
 _CYCLES = re.compile(r'"estimated_cycles":"(?P<cycles>\d+)"')
@@ -27,11 +27,16 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 
 
 class Collective(NamedTuple):
-    """A kind of collective: how many of them a step runs, and the bytes that they give to one chip."""
+    """All collectives of a kind that a step runs."""
 
     kind: str
+    """The operation."""
+
     times: int
+    """How many of them a step runs."""
+
     bytes: int
+    """The bytes that they give to one chip, all together."""
 
 
 def executed(module: Module, fusions: bool = False) -> Iterator[tuple[Computation, Instruction, int]]:
@@ -58,7 +63,7 @@ def _executed(
 
 
 def collectives(module: Module) -> list[Collective]:
-    """What a step sends between chips, by kind, and what each chip has of it then.
+    """The collectives that a step runs, by kind, with the bytes that each chip has of them then.
 
     On TPU, a collective that runs beside other operations stands in several fusions, under one number. An all-reduce of
     whose result each chip keeps a part is a reduce-scatter.
@@ -69,11 +74,12 @@ def collectives(module: Module) -> list[Collective]:
         if kind not in COLLECTIVES:
             continue
         number, results = _CHANNEL.search(line.attributes), _given(line)
-        if number and (stage := (number[0], kind, results)) in seen:
-            continue
         if number:
+            stage = (number[0], kind, results)
+            if stage in seen:
+                continue
             seen.add(stage)
-        root = next(own for own in lines.values() if own.root)
+        root = _root(lines)
         if kind == "all-reduce" and root.kind == "dynamic-slice" and root.operands[0] == line.name:
             kind, results = "reduce-scatter", root.results
         count[kind] += times
@@ -82,13 +88,16 @@ def collectives(module: Module) -> list[Collective]:
 
 
 def _given(line: Instruction) -> tuple[Array, ...]:
-    """What a collective gives. The start of an asynchronous one names its operands first, but for an all-reduce's."""
-    both = line.kind.endswith("-start") and line.kind != "all-reduce-start"
-    return line.results[len(line.operands) : 2 * len(line.operands)] if both else line.results
+    """The arrays that a collective gives."""
+    # The start of an asynchronous one gives its operands again before its results, but for an all-reduce's.
+    if line.kind.endswith("-start") and line.kind != "all-reduce-start":
+        count = len(line.operands)
+        return line.results[count : 2 * count]
+    return line.results
 
 
 def memory_bytes(module: Module) -> int:
-    """The bytes that a step reads from and writes to the chip's main memory. What stays nearer to its units is free."""
+    """The bytes that a step reads from and writes to the chip's main memory. Memory nearer to its units is free."""
     return sum(times * _moved(module, lines, line) for lines, line, times in executed(module))
 
 
@@ -105,6 +114,7 @@ def cycles(module: Module) -> int:
 
 
 def _moved(module: Module, lines: Computation, line: Instruction) -> int:
+    """The bytes that one instruction reads from and writes to main memory."""
     operands = [lines[name].results for name in line.operands if name in lines]
     flat = [array for results in operands for array in results]
     if line.kind in _NAMES or line.kind.endswith(("-done", "-update")):
@@ -114,12 +124,13 @@ def _moved(module: Module, lines: Computation, line: Instruction) -> int:
     if line.kind == "copy-start":
         return _far(line.results[:2])
     if line.kind == "slice-start":
-        part = line.results[1]
-        return part.bytes * sum(array.space == 0 for array in (line.results[0], part))
-    if line.kind in _SLICES:
+        whole, part = line.results[:2]
+        return part.bytes * sum(array.space == 0 for array in (whole, part))
+    if line.kind in _SLICES:  # of what is sliced, only the part is read
         return _far(line.results) + (line.results[0].bytes if flat[0].space == 0 else 0)
-    if line.kind == "dynamic-update-slice":
-        return _far(flat[1:2]) + (flat[1].bytes if line.results[0].space == 0 else 0)
+    if line.kind == "dynamic-update-slice":  # of what is updated in place, only the part is written
+        update = flat[1]
+        return _far([update]) + (update.bytes if line.results[0].space == 0 else 0)
     if line.kind == "fusion":
         return _read(module, line, operands) + _written(module, line)
     results = _given(line) if line.kind.removesuffix("-start") in COLLECTIVES else line.results
@@ -132,16 +143,19 @@ def _far(arrays: Iterable[Array]) -> int:
 
 
 def _read(module: Module, line: Instruction, operands: list[tuple[Array, ...]]) -> int:
-    """What a fusion reads: of an operand that it only slices, the slices."""
+    """The bytes that a fusion reads: of an operand that it only slices, the slices."""
     total = 0
     for index, arrays in enumerate(operands):
         slices = _slices(module, *_parameter(module, line, index))
-        total += _far(arrays) if slices is None else sum(slices) if arrays[0].space == 0 else 0
+        if slices is None:
+            total += _far(arrays)
+        elif arrays[0].space == 0:
+            total += sum(slices)
     return total
 
 
 def _parameter(module: Module, fusion: Instruction, index: int) -> tuple[Computation, str]:
-    """What an operand of a fusion is inside of it."""
+    """The computation of a fusion, and the name that an operand has in it."""
     inside = module.computations[fusion.called["calls"]]
     parameters = (own for own in inside.values() if own.kind == "parameter")
     return inside, next(own.name for own in parameters if int(own.operands[0]) == index)
@@ -152,23 +166,28 @@ def _slices(module: Module, inside: Computation, name: str) -> list[int] | None:
     sizes: list[int] = []
     for line in inside.values():
         for index in (i for i, operand in enumerate(line.operands) if operand == name):
-            part: list[int] | None = None
-            if line.kind in _SLICES and index == 0:
-                part = [line.results[0].bytes]
-            elif line.kind == "dynamic-update-slice" and index == 0:
-                part = []  # updated in place, and not read
-            elif line.kind == "bitcast":
-                part = _slices(module, inside, line.name)
-            elif line.kind == "fusion":
-                part = _slices(module, *_parameter(module, line, index))
-            if part is None:
+            parts = _parts(module, inside, line, index)
+            if parts is None:
                 return None
-            sizes += part
+            sizes += parts
     return sizes
 
 
+def _parts(module: Module, inside: Computation, line: Instruction, index: int) -> list[int] | None:
+    """The sizes of the parts that an instruction takes of an operand, or None if it uses it as a whole."""
+    if line.kind in _SLICES and index == 0:
+        return [line.results[0].bytes]
+    if line.kind == "dynamic-update-slice" and index == 0:
+        return []  # updated in place, and not read
+    if line.kind == "bitcast":
+        return _slices(module, inside, line.name)
+    if line.kind == "fusion":
+        return _slices(module, *_parameter(module, line, index))
+    return None
+
+
 def _written(module: Module, fusion: Instruction) -> int:
-    """What a fusion writes: of an array that it updates in place, the update."""
+    """The bytes that a fusion writes: of an array that it updates in place, the update."""
     inside = module.computations[fusion.called["calls"]]
     root = _root(inside)
     if len(fusion.results) > 1 and root.kind != "tuple":
@@ -190,4 +209,5 @@ def _update(module: Module, inside: Computation, value: Instruction) -> int | No
 
 
 def _root(inside: Computation) -> Instruction:
+    """The instruction whose result is that of the computation."""
     return next(line for line in inside.values() if line.root)

@@ -53,7 +53,8 @@ def state_dict(config: GeneratorConfig, variables: Any) -> dict[str, np.ndarray]
 
 def random_state_dict(config: GeneratorConfig, seed: int) -> dict[str, np.ndarray]:
     """A checkpoint as PyTorch would write one of a new generator: its names, shapes, scheme and initialization."""
-    rng, state = np.random.default_rng(seed), dict[str, np.ndarray]()
+    rng = np.random.default_rng(seed)
+    state: dict[str, np.ndarray] = {}
 
     def layer(name: str, shape: tuple[int, ...], outputs: int) -> None:
         bound = np.prod(shape[1:]) ** -0.5
@@ -77,14 +78,14 @@ def random_state_dict(config: GeneratorConfig, seed: int) -> dict[str, np.ndarra
 
 
 def _normalization(config: GeneratorConfig) -> dict[str, np.ndarray]:
-    """The mean and the scale of spectrograms that `SpeechT5HifiGan` has, also where it does not use them."""
+    """The mean and the scale of spectrograms, which `SpeechT5HifiGan` has also where it does not use them."""
     if config.names == "published":
         return {}
     return {"mean": np.zeros(config.model_in_dim, np.float32), "scale": np.ones(config.model_in_dim, np.float32)}
 
 
 def _check_kind(config: GeneratorConfig, tree: dict[str, Any], path: Path) -> None:
-    """Raises where a checkpoint has other names, or numbers that this generator would not use."""
+    """Raise where a checkpoint has other names, or numbers that this generator would not use."""
     if "generator" in tree:
         raise ConfigError(f"{path} is of a larger model; save the state dict of its generator alone")
     found = "published" if "ups" in tree else "transformers" if "upsampler" in tree else config.names
@@ -98,4 +99,5 @@ def _check_kind(config: GeneratorConfig, tree: dict[str, Any], path: Path) -> No
 
 
 def _is_node(leaf: Any) -> bool:
+    """Whether a leaf is a weight norm."""
     return isinstance(leaf, wn.WeightNorm)

@@ -1,4 +1,4 @@
-"""What a vocoder is, and what it is trained towards: the tables of its config file."""
+"""The tables of a vocoder's config file: the generator, the spectrogram that it reads, and its training."""
 
 from __future__ import annotations
 
@@ -18,38 +18,48 @@ def _sequences(value: object) -> object:
 
 
 class GeneratorConfig(Table):
-    """A HiFi-GAN generator. The keys are those of a `config.json` of `SpeechT5HifiGan`.
-
-    `upsample_rates` are the factors between frames and samples, `upsample_kernel_sizes` the kernels of those layers;
-    after each come residual blocks, one for each of `resblock_kernel_sizes`, with these dilations. `resblock` is 1 or
-    2, as in the published configurations: with two convolutions a dilation, or with one. `normalize_before` says that
-    the checkpoint has a mean and a scale of the spectrogram. `names` is whose names the checkpoint has: "transformers"
-    (`upsampler.0.weight_g`) or "published" (`ups.0.weight_g`).
-    """
+    """A HiFi-GAN generator. The keys are those of a `config.json` of `SpeechT5HifiGan`."""
 
     model_in_dim: Count
+    """The mel bands of the spectrogram."""
+
     upsample_initial_channel: Count
+    """The channels before the first upsampling. Each upsampling halves them."""
+
     upsample_rates: Counts
+    """The factors of the upsamplings, whose product is the number of samples of a frame."""
+
     upsample_kernel_sizes: Counts
+    """The kernel of each upsampling."""
+
     resblock_kernel_sizes: Counts
+    """The kernels of the residual blocks that come after each upsampling."""
+
     resblock_dilation_sizes: Annotated[tuple[Counts, ...], pydantic.BeforeValidator(_sequences)]
+    """The dilations of each of these blocks."""
+
     resblock: Literal[1, 2] = 1
+    """The kind of block, as in the published configurations: with two convolutions a dilation (1), or with one (2)."""
+
     leaky_relu_slope: float = 0.1
+    """The slope of all activations but the last."""
+
     normalize_before: bool = False
+    """Whether the checkpoint has a mean and a scale of the spectrogram, and uses them."""
+
     names: Literal["transformers", "published"] = "transformers"
+    """The names in the checkpoint: as `upsampler.0.weight_g` ("transformers"), or as `ups.0.weight_g` ("published")."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> GeneratorConfig:
-        pairs = {
-            ("upsample_rates", "upsample_kernel_sizes"): (self.upsample_rates, self.upsample_kernel_sizes),
-            ("resblock_kernel_sizes", "resblock_dilation_sizes"): (
-                self.resblock_kernel_sizes,
-                self.resblock_dilation_sizes,
-            ),
-        }
-        for (first, second), (ours, theirs) in pairs.items():
-            if len(ours) != len(theirs):
-                raise ValueError(f"{first} has {len(ours)} entries and {second} {len(theirs)}; they belong together")
+        pairs = [
+            ("upsample_rates", "upsample_kernel_sizes"),
+            ("resblock_kernel_sizes", "resblock_dilation_sizes"),
+        ]
+        for first, second in pairs:
+            one, other = len(getattr(self, first)), len(getattr(self, second))
+            if one != other:
+                raise ValueError(f"{first} has {one} entries and {second} {other}; they belong together")
         for rate, kernel in zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True):
             if kernel < rate or (kernel - rate) % 2:
                 raise ValueError(
@@ -67,22 +77,27 @@ class GeneratorConfig(Table):
 
     @property
     def hop_length(self) -> int:
-        """Samples a frame."""
+        """The samples of a frame."""
         return math.prod(self.upsample_rates)
 
 
 class MelConfig(Table):
-    """The log-mel spectrogram that the generator reads.
-
-    `sampling_rate` and frequencies are in Hz, `n_fft` is the window in samples. `log` is the logarithm: "natural" in
-    the published HiFi-GAN, "10" in SpeechT5.
-    """
+    """The log-mel spectrogram that the generator reads."""
 
     sampling_rate: Count
+    """The samples of a second."""
+
     n_fft: Count
+    """The window in samples."""
+
     fmin: Annotated[float, Field(ge=0)] = 0.0
+    """The lowest frequency of the mel bands, in Hz."""
+
     fmax: PositiveFloat
+    """The highest frequency of the mel bands, in Hz."""
+
     log: Literal["natural", "10"] = "natural"
+    """The base of the logarithm: "natural" in the published HiFi-GAN, "10" in SpeechT5."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> MelConfig:
@@ -95,25 +110,38 @@ class MelConfig(Table):
 
 
 class TuningConfig(Table):
-    """Training towards the synthesized sound, of at most 60 `seconds`, with Adam, on all of it in each step.
-
-    `seed` is that of the random weights, where no checkpoint is given.
-    """
+    """Training towards the synthesized sound with Adam, on all of it in each step."""
 
     seconds: Annotated[float, Field(gt=0, le=60)]
+    """The length of the sound."""
+
     steps: Count
+    """The steps of training."""
+
     learning_rate: PositiveFloat
+    """The learning rate of Adam."""
+
     record_every: Count = 10
+    """The steps from one recorded loss to the next."""
+
     seed: CountOrZero = 0
+    """The seed of the random weights, where no checkpoint is given."""
 
 
 class VocoderConfig(Table):
-    """All of it."""
+    """The whole config file."""
 
     name: Name
+    """The name of the experiment."""
+
     generator: GeneratorConfig
+    """The generator."""
+
     mel: MelConfig
+    """The spectrogram that it reads."""
+
     tuning: TuningConfig
+    """Its training."""
 
     @pydantic.model_validator(mode="after")
     def _fits(self) -> VocoderConfig:

@@ -22,6 +22,7 @@ class Generator(nn.Module):
     """From log-mel spectrograms (batch, frames, mels) to waveforms (batch, frames * hop length) within [-1, 1]."""
 
     config: GeneratorConfig
+    """The sizes of the layers."""
 
     @nn.compact
     def __call__(self, mel: jax.Array) -> jax.Array:
@@ -37,12 +38,15 @@ class Generator(nn.Module):
             pad = kernel - 1 - (kernel - rate) // 2  # PyTorch's padding is (kernel - rate) // 2
             upsample = nn.ConvTranspose(channels, (kernel,), (rate,), [(pad, pad)], name=f"upsampler_{i}")
             x = upsample(nn.leaky_relu(x, config.leaky_relu_slope))
-            kinds = zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
+
+            kinds = list(zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True))
+            first = i * len(kinds)  # blocks are numbered through all upsamplings
             blocks = [
-                ResidualBlock(size, dilations, config, name=f"resblocks_{i * len(config.resblock_kernel_sizes) + j}")(x)
-                for j, (size, dilations) in enumerate(kinds)
+                ResidualBlock(size, dilations, config, name=f"resblocks_{number}")(x)
+                for number, (size, dilations) in enumerate(kinds, first)
             ]
             x = sum(blocks[1:], start=blocks[0]) / len(blocks)
+
         x = _conv(1, 7, name="conv_post")(nn.leaky_relu(x, _LAST_SLOPE))
         return jnp.tanh(x[..., 0])
 
@@ -51,8 +55,13 @@ class ResidualBlock(nn.Module):
     """Dilated convolutions, each added to what it reads; of the first kind, each followed by an undilated one."""
 
     kernel: int
+    """The size of all kernels."""
+
     dilations: tuple[int, ...]
+    """The dilation of each convolution that has one."""
+
     config: GeneratorConfig
+    """The kind of block, and the slope of activations."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -10,15 +10,17 @@ import numpy as np
 
 from experiments.vocoder.config import VocoderConfig
 
-_SMALLEST = 1e-5  # what a logarithm is taken of, at least
-_LINEAR_UP_TO, _HERTZ_A_MEL, _MELS_AN_E_FOLD = 1000.0, 200 / 3, 27 / np.log(6.4)  # Slaney's Auditory Toolbox
+_SMALLEST = 1e-5  # amplitude of which a logarithm is taken
+
+# Slaney's Auditory Toolbox: a mel is so many hertz up to 1 kHz, and above, an e-fold is so many mels.
+_LINEAR_UP_TO, _HERTZ_A_MEL, _MELS_AN_E_FOLD = 1000.0, 200 / 3, 27 / np.log(6.4)
 
 
 def log_mel(config: VocoderConfig) -> Callable[[jax.Array], jax.Array]:
     """A function from waveforms (batch, samples) to log-mel spectrograms (batch, samples // hop length, mels).
 
-    Amplitudes, not powers, of Hann windows that lie around their frames (the ends are mirrored), in the triangles of
-    Slaney's mel scale, each divided by its width. So it is in librosa by default, and in the published code.
+    It takes amplitudes, not powers, of Hann windows that lie around their frames; the ends are mirrored. It sums them
+    in the triangles of Slaney's mel scale, each divided by its width, as librosa by default and the published code do.
     """
     n_fft, hop = config.mel.n_fft, config.generator.hop_length
     before = (n_fft - hop) // 2
@@ -31,7 +33,7 @@ def log_mel(config: VocoderConfig) -> Callable[[jax.Array], jax.Array]:
         _, _, spectrum = jax.scipy.signal.stft(
             padded, window="hann", nperseg=n_fft, noverlap=n_fft - hop, boundary=None, padded=False
         )
-        spectrum = spectrum.swapaxes(1, 2) * (n_fft / 2)  # which divides by the sum of the window
+        spectrum = spectrum.swapaxes(1, 2) * (n_fft / 2)  # the sum of the window, by which `stft` divides
         amplitudes = jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9)  # as published; so 0 has a gradient
         return jnp.log(jnp.maximum(amplitudes @ filters, _SMALLEST)) * scale
 
@@ -49,12 +51,14 @@ def mel_filters(config: VocoderConfig) -> np.ndarray:
 
 
 def _to_mels(hertz: np.ndarray) -> np.ndarray:
-    """Linear up to 1 kHz, logarithmic above."""
-    above = _LINEAR_UP_TO / _HERTZ_A_MEL + _MELS_AN_E_FOLD * np.log(np.maximum(hertz, _LINEAR_UP_TO) / _LINEAR_UP_TO)
+    """Mels of frequencies: linear up to 1 kHz, logarithmic above."""
+    corner = _LINEAR_UP_TO / _HERTZ_A_MEL
+    above = corner + _MELS_AN_E_FOLD * np.log(np.maximum(hertz, _LINEAR_UP_TO) / _LINEAR_UP_TO)
     return np.where(hertz < _LINEAR_UP_TO, hertz / _HERTZ_A_MEL, above)
 
 
 def _to_hertz(mels: np.ndarray) -> np.ndarray:
+    """The inverse of `_to_mels`."""
     corner = _LINEAR_UP_TO / _HERTZ_A_MEL
     above = _LINEAR_UP_TO * np.exp((np.maximum(mels, corner) - corner) / _MELS_AN_E_FOLD)
     return np.where(mels < corner, mels * _HERTZ_A_MEL, above)

@@ -29,29 +29,42 @@ from experiments.vocoder.tuning import check_finite, mel_loss, tune
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The mel loss before and after training; how far the folded and the exported generator are from the live one.
-
-    `levels` are those of the target and of the sound after training: the root mean square in dB of full scale, less a
-    constant part.
-    """
+    """The figures of a run."""
 
     before: float
+    """The mel loss before training."""
+
     after: float
+    """The mel loss after training."""
+
     levels: tuple[float, float]
+    """The levels of the target and of the sound after training.
+
+    A level is the root mean square in dB of full scale, less a constant part.
+    """
+
     folded_apart: float
+    """The largest difference of the folded generator's sound from the live one's."""
+
     exported_apart: float
+    """The largest difference of the exported generator's sound from the live one's."""
 
 
 def run(config: VocoderConfig, source: Path | None, out: Path, on_step: Callable[[int, float], None]) -> Result:
-    """Load a generator, train it, and write everything to the folder `out`; `on_step` gets each step and its loss.
+    """Load a generator, train it, and write everything to a folder.
 
-    Without a checkpoint `source`, one of random weights is made, as PyTorch would write it.
+    Arguments:
+        config: the vocoder.
+        source: the checkpoint. None: one of random weights is made, as PyTorch would write it.
+        out: the folder, new or empty.
+        on_step: is given each step and its loss.
 
     Raises:
         ConfigError: the folder or the checkpoint cannot be used. Nothing was written then.
         RunError: training diverged, or a file could not be written.
     """
     _check_folder(out)
+    # Before anything is written, so that a wrong checkpoint leaves no folder behind.
     ported = None if source is None else checkpoint.load(config.generator, source)
     target = _target(config)
     mel = jax.jit(log_mel(config))(target[None])
@@ -73,7 +86,7 @@ def run(config: VocoderConfig, source: Path | None, out: Path, on_step: Callable
 
 
 def _check_folder(path: Path) -> None:
-    """That a new run can be written to this folder.
+    """Raise where a new run cannot be written to this folder.
 
     Raises:
         ConfigError: it has something in it, or is none.
@@ -103,19 +116,21 @@ def _random_checkpoint(config: VocoderConfig, out: Path) -> Path:
 
 
 def _target(config: VocoderConfig) -> np.ndarray:
-    """The sound, of whole frames."""
+    """The sound to train towards, of whole frames."""
     hop, rate = config.generator.hop_length, config.mel.sampling_rate
-    return sound.chord(config.tuning.seconds, rate, int(config.tuning.seconds * rate) // hop * hop)
+    frames = int(config.tuning.seconds * rate) // hop
+    return sound.chord(config.tuning.seconds, rate, frames * hop)
 
 
 def _level(waveform: Any) -> float:
+    """The level in dB of full scale; of silence -180, and not minus infinity."""
     return 20 * math.log10(max(float(np.std(waveform)), 1e-9))
 
 
 def _trained(
     config: VocoderConfig, variables: Any, mel: jax.Array, out: Path, on_step: Callable[[int, float], None]
 ) -> Any:
-    """The variables after training; the losses on the way go into a file."""
+    """Train, write the losses on the way into a file, and return the variables."""
     records = ""
     for step, loss, new in tune(config, variables, mel):
         on_step(step, loss)
@@ -127,7 +142,7 @@ def _trained(
 
 
 def _write_sounds(config: VocoderConfig, sounds: dict[str, Any], out: Path) -> None:
-    """WAV files, and a picture of the log-mel spectrograms."""
+    """Write WAV files, and a picture of the log-mel spectrograms."""
     spectrogram, rate = jax.jit(log_mel(config)), config.mel.sampling_rate
     for name, waveform in sounds.items():
         files.write(out / f"{name}.wav", sound.wav(np.asarray(waveform), rate))
@@ -138,12 +153,16 @@ def _write_sounds(config: VocoderConfig, sounds: dict[str, Any], out: Path) -> N
 def _write_served(
     config: VocoderConfig, variables: Any, mel: jax.Array, live: jax.Array, out: Path
 ) -> tuple[float, float]:
-    """The generator as PyTorch's state dicts, live and folded, and as StableHLO; how far the last two are from live."""
+    """Write the generator as it is served, and return how far it is from the live one: folded, and exported.
+
+    The files are PyTorch's state dicts of the live and of the folded generator, and StableHLO of the latter.
+    """
     generator, plain = Generator(config.generator), wn.reconstruct(variables)
     for name, tree in (("generator", variables), ("generator-folded", plain)):
         state = checkpoint.state_dict(config.generator, tree)
         files.write(out / f"{name}.safetensors", safetensors.numpy.save(state))
     exported = _export(generator, plain)
     files.write(out / "generator.stablehlo", exported)
-    folded, served = jax.jit(generator.apply)(plain, mel), jax.export.deserialize(bytearray(exported)).call(mel)
+    folded = jax.jit(generator.apply)(plain, mel)
+    served = jax.export.deserialize(bytearray(exported)).call(mel)
     return float(jnp.max(jnp.abs(folded - live))), float(jnp.max(jnp.abs(served - live)))

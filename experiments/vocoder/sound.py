@@ -8,13 +8,18 @@ import numpy as np
 import scipy.io.wavfile
 
 _CHORD = (220.0, 277.18, 329.63)  # A major, Hz
-_PARTIALS = 6
+_PARTIALS = 6  # of each tone
 
 
 def chord(seconds: float, sampling_rate: int, length: int) -> np.ndarray:
-    """`length` samples within [-1, 1]: three tones one after the other, held like a struck string, and then a glide.
+    """A sound within [-1, 1]: three tones one after the other, held like a struck string, and then a glide.
 
-    Each tone has its partials, which decay the faster the higher they are; the last third is a harmonic glide upwards.
+    Each tone has its partials, which decay the faster the higher they are. The last third is a harmonic glide upwards.
+
+    Arguments:
+        seconds: the time that the tones and the glide are spread over.
+        sampling_rate: the samples of a second.
+        length: the samples of the sound.
     """
     time = np.arange(length) / sampling_rate
     starts = np.arange(len(_CHORD)) * seconds / 6
@@ -32,7 +37,13 @@ def wav(waveform: np.ndarray, sampling_rate: int) -> bytes:
 
 
 def _tone(time: np.ndarray, pitch: np.ndarray, decay: float = 2.0) -> np.ndarray:
-    """A tone from time 0 on, of this pitch at each time in Hz."""
+    """A tone from time 0 on.
+
+    Arguments:
+        time: the time of each sample in seconds.
+        pitch: the pitch at each of them in Hz.
+        decay: how fast the lowest partial decays, in e-folds a second.
+    """
     step = np.diff(time, prepend=time[0])
     phase = 2 * np.pi * np.cumsum(pitch * step)
     partials = (np.sin(n * phase) * np.exp(-decay * n * np.maximum(time, 0)) / n for n in range(1, _PARTIALS + 1))

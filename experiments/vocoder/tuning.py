@@ -31,8 +31,8 @@ def mel_loss(config: VocoderConfig) -> Callable[[Any, jax.Array], jax.Array]:
 def tune(config: VocoderConfig, variables: Any, mel: jax.Array) -> Iterator[tuple[int, float, Any]]:
     """Train, and yield the step, the loss before it and the variables after it, for each step.
 
-    Adam has the moments of the published code. What is in `buffers` stays. Variables live until the next step, which
-    writes to their memory.
+    Adam has the moments of the published code. Collections other than `params` stay as they are. The variables that a
+    step yields live until the next step, which writes to their memory.
 
     Raises:
         RunError: the loss is not finite.
@@ -56,6 +56,6 @@ def tune(config: VocoderConfig, variables: Any, mel: jax.Array) -> Iterator[tupl
 
 
 def check_finite(config: VocoderConfig, loss: float, step: int) -> None:
-    """Raises where the loss at a step is not finite."""
+    """Raise where the loss at a step is not finite."""
     if not math.isfinite(loss):
         raise RunError(f"the loss is {loss} at step {step}; lower tuning.learning_rate ({config.tuning.learning_rate})")

@@ -26,7 +26,7 @@ def assert_close(got, expected, limit):
 
 
 def everything(name, scale, dtype, hows):
-    """What `wrap` gives, by transformation: a list of outputs and a list of derivatives."""
+    """The results of `wrap` by transformation: a list of outputs and a list of derivatives."""
     model, nodes = zoo(name)
     arrays, merge = split(cast(nodes, dtype))
     x = cast(model.x, dtype)

@@ -1,4 +1,4 @@
-"""What products cost: one compilation for all parameters and batches of the same shapes, and little memory."""
+"""The cost of products: one compilation for all parameters and batches of the same shapes, and little memory."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""What a step in g and v does to the weights, and to the length of v."""
+"""The effect of a step in g and v on the weights, and on the length of v."""
 
 import dataclasses
 import functools

@@ -12,7 +12,7 @@ def blocks(name):
 
 
 def run(name):
-    """What the blocks of a Markdown file define, run one after the other."""
+    """The names that the blocks of a Markdown file define, run one after the other."""
     names: dict[str, object] = {}
     for block in blocks(name):
         exec(block, names)

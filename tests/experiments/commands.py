@@ -1,4 +1,4 @@
-"""What tests of the experiments share: a tiny experiment on real digits, and the command line."""
+"""Shared by tests of the experiments: a tiny experiment on real digits, and the command line."""
 
 import os
 from pathlib import Path
@@ -44,7 +44,7 @@ def arm_config(name, *changes):
 
 
 def fails(*args, code=2):
-    """What the error says; there is one line of it, and no traceback."""
+    """The text of the error; there is one line of it, and no traceback."""
     result = invoke(*args)
     assert result.exit_code == code, result.output
     assert result.stderr.startswith("error: ")

@@ -1,4 +1,4 @@
-"""What tests of the data sets share: a config of their own, and folders that nobody else has."""
+"""Shared by tests of the data sets: a config of their own, and folders that nobody else has."""
 
 import dataclasses
 

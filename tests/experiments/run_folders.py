@@ -42,7 +42,7 @@ def write_run(tmp_path, records=RECORDS, times=(), name="run", config=CONFIG, en
 
 
 def printed(table, width=100):
-    """What a terminal of this width shows."""
+    """The text that a terminal of this width shows."""
     console = Console(width=width, file=io.StringIO())
     console.print(tables.of_report(table))
     return console.file.getvalue()

@@ -19,7 +19,7 @@ CHROMIUM = os.environ.get("WN_JAX_CHROMIUM") or next(
 
 
 class Page(html.parser.HTMLParser):
-    """What a test asks of a page: its elements with their attributes, and its text."""
+    """The parts of a page that a test asks for: its elements with their attributes, and its text."""
 
     def __init__(self, text):
         super().__init__()

@@ -53,7 +53,7 @@ def start(arm):
 
 
 def probe(function, *args):
-    """What a function of a network returns, and by layer its input and output."""
+    """The result of a function of a network, and by layer its input and output."""
     seen = {}
 
     def look(call, args, kwargs, context):

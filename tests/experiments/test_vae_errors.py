@@ -1,4 +1,4 @@
-"""What the variational autoencoder says of input that it cannot take, and of a bound that is not finite."""
+"""Errors of the variational autoencoder: of input that it cannot take, and of a bound that is not finite."""
 
 import re
 

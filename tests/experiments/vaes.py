@@ -1,4 +1,4 @@
-"""What tests of the variational autoencoder share: images that are made up, and a tiny experiment on them."""
+"""Shared by tests of the variational autoencoder: images that are made up, and a tiny experiment on them."""
 
 import numpy as np
 import pytest

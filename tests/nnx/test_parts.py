@@ -1,4 +1,4 @@
-"""What is found on a `WeightNormed` besides its call: methods, parts, attributes; and odd modules."""
+"""The parts of a `WeightNormed` besides its call: methods, parts, attributes; and odd modules."""
 
 import threading
 

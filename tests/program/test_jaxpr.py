@@ -1,4 +1,4 @@
-"""What `wn_jax._program` takes for granted about jaxprs: a new JAX that differs fails here first, and says in what."""
+"""The facts about jaxprs that `wn_jax._program` takes for granted: a new JAX that differs fails here first, and says in what."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What `wn_jax._program` takes for granted about the jaxprs of loops."""
+"""The facts about the jaxprs of loops that `wn_jax._program` takes for granted."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What an entry of the model zoo is, and what the files of the zoo share."""
+"""An entry of the model zoo, and the helpers that the files of the zoo share."""
 
 from __future__ import annotations
 

@@ -19,13 +19,22 @@ from experiments.bench.libraries.jax_steps import sgd
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("g", "v", "length"), meta_fields=("axes", "measured"))
 @dataclasses.dataclass(frozen=True, eq=False)
 class Carried:
-    """`g`, `v` and `||v||`. Where that is not `measured`, it stays what it was at first: wrong, but free."""
+    """A weight norm that is told `||v||`."""
 
     g: jax.Array
+    """The magnitude of each vector."""
+
     v: jax.Array
+    """The directions."""
+
     length: jax.Array
+    """The norm `||v||` of each vector."""
+
     axes: tuple[int, ...]
+    """The reduction axes."""
+
     measured: bool
+    """Whether an update measures `length` again. If not, it stays what it was at first: wrong, but free."""
 
     @classmethod
     def of(cls, node: wn.WeightNorm, measured: bool) -> Carried:
@@ -42,7 +51,7 @@ class Carried:
 
 
 def update(params: Any, gradient: Any) -> Any:
-    """A step of gradient descent, in which the norms of the next step are taken."""
+    """A step of gradient descent, in which the norms are measured that the next step takes."""
 
     def measure(node: Any) -> Any:
         if not (isinstance(node, Carried) and node.measured):
@@ -54,12 +63,14 @@ def update(params: Any, gradient: Any) -> Any:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _scale(g: jax.Array, v: jax.Array, length: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def _scale(g: jax.Array, _v: jax.Array, length: jax.Array, _axes: tuple[int, ...]) -> jax.Array:
+    """`g / ||v||`. Its value needs the told norm alone; `_v` and `_axes` are there for its derivative."""
     return g / length
 
 
 @_scale.defjvp
 def _scale_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    # The norm is a function of v, though it is given: its derivative is that of ||v||, and its own tangent is left out.
     (g, v, length), (dg, dv, _) = primals, tangents
     scale = g / length
     along = jnp.sum(v * (1 / length) * dv, axes, keepdims=True)

@@ -29,10 +29,13 @@ Wrap = Callable[[Any], Any]
 
 
 class Steps(eqx.Module):
-    """A recurrent layer: Equinox has the cell."""
+    """A recurrent layer: Equinox has only the cell."""
 
     cell: Any
+    """Equinox's cell, which takes one example."""
+
     kind: Recurrent = eqx.field(static=True)
+    """The layer that it makes."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The hidden states (examples, steps, features)."""
@@ -45,22 +48,22 @@ class Steps(eqx.Module):
 
 
 def arms(row: Row) -> list[Arm]:
-    """Plain and wrapped."""
+    """The plain arm, and that with each layer wrapped."""
     if _is_recurrent(row):
         raise CannotError("equinox.nn.WeightNorm wraps layers of one input, and a recurrent cell has two")
     return [_plain(row), _arm("equinox", row, eqx.nn.WeightNorm)]
 
 
 def paramax_arms(row: Row) -> list[Arm]:
-    """With each weight wrapped. They are unwrapped once, outside of all loops."""
+    """The arms with each weight wrapped. Weights are unwrapped once, outside of all loops."""
     plain = [_plain(row)] if _is_recurrent(row) else []  # else `arms` has it
     once = {"gradient": _once(row)} if row.work == "accumulate" else {}
     return [*plain, _arm("paramax", row, wrap_weights, paramax_unwrap, **once)]
 
 
 def wrap_weights(layer: Any) -> Any:
-    """A layer with paramax's weight normalization, which is of matrices along their last axis, of its weights."""
-    import paramax
+    """A layer with paramax's weight normalization of its weights. That is of matrices, along their last axis."""
+    import paramax  # not at the top: equinox may be installed without it
 
     def wrap(weight: jax.Array) -> Any:
         matrix = paramax.WeightNormalization(weight.reshape(len(weight), -1))
@@ -78,7 +81,8 @@ def paramax_unwrap(layers: Any) -> Any:
 
 def build(row: Row, wrap: Wrap = lambda layer: layer, unwrap: Wrap = lambda layers: layers) -> tuple[Apply, Any]:
     """A function and its parameters."""
-    network, make = row.build(), functools.partial(_make, row, wrap)
+    network = row.build()
+    make = functools.partial(_make, row, wrap)
     _, rest = eqx.partition(make(jax.random.key(0)), eqx.is_inexact_array)
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
@@ -90,7 +94,7 @@ def build(row: Row, wrap: Wrap = lambda layer: layer, unwrap: Wrap = lambda laye
 
 
 def _once(row: Row) -> Gradient:
-    """Gradients of microbatches for which paramax unwraps once."""
+    """The gradient of microbatches, for which paramax unwraps once."""
     _, rest = eqx.partition(_make(row, wrap_weights, jax.random.key(0)), eqx.is_inexact_array)
 
     def weights(params: Any) -> Any:
@@ -123,13 +127,14 @@ def _apply(network: Network, layers: Any, name: str, x: jax.Array) -> jax.Array:
     layer, kind = layers[name], network.layers[name]
     if isinstance(kind, Recurrent):
         return layer(x)
-    mapped = x.ndim - 1 if isinstance(kind, Dense) else 1
+    mapped = x.ndim - 1 if isinstance(kind, Dense) else 1  # a dense layer takes one vector
     for _ in range(mapped):
         layer = jax.vmap(layer)
     return layer(x)
 
 
 def _weights(layer: Any) -> list[Any]:
+    """The weights of a layer, without its biases."""
     return [layer.cell.weight_ih, layer.cell.weight_hh] if isinstance(layer, Steps) else [layer.weight]
 
 

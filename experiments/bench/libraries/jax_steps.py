@@ -1,4 +1,4 @@
-"""What is done with a network of any JAX library: steps of training and forward passes, compiled."""
+"""The work of a row with a network of any JAX library: steps of training and forward passes, compiled."""
 
 from __future__ import annotations
 
@@ -17,12 +17,17 @@ from experiments.bench.rows import MEMBERS, PARTS, Row
 LEARNING_RATE = 1e-3
 
 Apply = Callable[[Any, jax.Array], jax.Array]
+"""`(params, x) -> output`."""
+
 Gradient = Callable[[Any, jax.Array], Any]
+"""`(params, x) -> gradient`."""
+
 Update = Callable[[Any, Any], Any]
+"""`(params, gradient) -> params`."""
 
 
 class JaxOps:
-    """What networks do between layers; `channels` is their axis in images and sounds."""
+    """The operations of networks between layers. `channels` is their axis in images and sounds."""
 
     def __init__(self, channels: int = -1) -> None:
         self.first = channels == 1
@@ -58,22 +63,28 @@ def carry(layer: Recurrent, x: jax.Array) -> Any:
 
 
 def inputs(row: Row, channels_first: bool = False) -> jax.Array:
-    """A batch; for an accumulation, one for each part."""
+    """A batch; for an accumulation, one for each part, along a leading axis."""
     network = row.build()
-    shape = (*((PARTS,) if row.work == "accumulate" else ()), row.batch, *network.input)
+    parts = (PARTS,) if row.work == "accumulate" else ()
+    shape = (*parts, row.batch, *network.input)
     x = jax.random.normal(jax.random.key(0), shape, row.dtype)
     return jnp.moveaxis(x, -1, -len(network.input)) if channels_first and network.spatial else x
 
 
 def cast(params: Any, dtype: str) -> Any:
-    """Arrays of floating-point numbers in a dtype."""
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, params)
+    """The parameters, with arrays of floating-point numbers in a dtype."""
+
+    def own(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(own, params)
 
 
 def members(row: Row, make: Callable[[jax.Array], Any]) -> Any:
     """The parameters that `make` makes of a random key; of an ensemble, stacked."""
     key = jax.random.key(1)
-    return cast(jax.vmap(make)(jax.random.split(key, MEMBERS)) if row.work == "ensemble" else make(key), row.dtype)
+    params = jax.vmap(make)(jax.random.split(key, MEMBERS)) if row.work == "ensemble" else make(key)
+    return cast(params, row.dtype)
 
 
 def of_members(row: Row, apply: Apply) -> Apply:
@@ -93,7 +104,15 @@ def arm(
 ) -> Arm:
     """An arm that trains, or applies, a function of parameters.
 
-    `gradient` and `update` are what a step is made of, where it is not the usual; parameters may be any state then.
+    Arguments:
+        name: the arm's name.
+        against: the name of the arm that it is compared with.
+        row: the row.
+        apply: the function.
+        params: its parameters; with a `gradient` or an `update` of the arm's own, any state that these take.
+        x: a batch.
+        gradient: the gradient of a step. Default: that of the mean square of the output.
+        update: the update of a step. Default: gradient descent.
     """
     step = work(row, apply, gradient, update)
     donated = () if row.work == "serve" else (0,)
@@ -121,7 +140,7 @@ def arm(
 
 
 def work(row: Row, apply: Apply, gradient: Gradient | None, update: Update | None) -> Callable[[Any, jax.Array], Any]:
-    """What a row does in a step."""
+    """The function that a row runs in a step: `(params, x) -> params`, or the output where it serves."""
     if row.work == "serve":
         return apply
     gradient = gradient or (accumulated(apply) if row.work == "accumulate" else jax.grad(loss(apply)))
@@ -130,7 +149,7 @@ def work(row: Row, apply: Apply, gradient: Gradient | None, update: Update | Non
 
 
 def loss(apply: Apply) -> Callable[[Any, jax.Array], jax.Array]:
-    """The mean square of the output."""
+    """The loss of all arms: the mean square of the output."""
     return lambda params, x: jnp.mean(jnp.square(apply(params, x)))
 
 
@@ -148,7 +167,10 @@ def accumulated(apply: Apply) -> Gradient:
 
 
 def accumulated_once(apply: Apply, weights: Callable[[Any], Any]) -> Gradient:
-    """The same with each norm computed once: taken by the plain weights, and brought to the parameters at last."""
+    """The same with each norm computed once.
+
+    Gradients are summed in the plain weights that `weights` makes of parameters, and brought to the parameters at last.
+    """
 
     def gradient(params: Any, parts: jax.Array) -> Any:
         plain, to_params = jax.vjp(weights, params)
@@ -163,7 +185,7 @@ def sgd(params: Any, gradient: Any) -> Any:
 
 
 def deviation(row: Row, apply: Apply, params: Any, x: jax.Array) -> float:
-    """How far the output is from that of the same numbers in float64, over the largest of the latter."""
+    """The largest difference of the output from that of the same numbers in float64, over the largest of the latter."""
     x = x[0] if row.work == "accumulate" else x
     own = np.asarray(jax.jit(apply)(params, x), np.float64)
     with jax.enable_x64(True):

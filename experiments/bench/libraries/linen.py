@@ -17,7 +17,10 @@ class Net(nn.Module):
     """A network, its layers wrapped or not."""
 
     network: Network
+    """The network."""
+
     wrapped: bool = False
+    """Whether each layer is in a weight norm."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -27,13 +30,15 @@ class Net(nn.Module):
 
         def apply(name: str, x: jax.Array) -> jax.Array:
             layer = self.network.layers[name]
-            return layers[name](x, **({"initial_carry": carry(layer, x)} if isinstance(layer, Recurrent) else {}))
+            if isinstance(layer, Recurrent):
+                return layers[name](x, initial_carry=carry(layer, x))
+            return layers[name](x)
 
         return self.network.forward(apply, x, JaxOps())
 
 
 def arms(row: Row) -> list[Arm]:
-    """Wrapped; `ours` has the plain one."""
+    """The wrapped arm; `ours` has the plain one."""
     return [arm("linen", "linen plain", row, *build(row, wrapped=True), inputs(row))]
 
 

@@ -26,19 +26,21 @@ class Net(nnx.Module):
 
         def apply(name: str, x: jax.Array) -> jax.Array:
             layer = network.layers[name]
-            return self.layers[name](x, **({"initial_carry": carry(layer, x)} if isinstance(layer, Recurrent) else {}))
+            if isinstance(layer, Recurrent):
+                return self.layers[name](x, initial_carry=carry(layer, x))
+            return self.layers[name](x)
 
         return network.forward(apply, x, JaxOps())
 
 
 def arms(row: Row) -> list[Arm]:
-    """Plain and wrapped."""
+    """The plain arm, and the wrapped one."""
     plain = arm("nnx plain", "nnx plain", row, *build(row), inputs(row))
     return [plain, arm("nnx", "nnx plain", row, *build(row, wrapped=True), inputs(row))]
 
 
 def build(row: Row, wrapped: bool = False) -> tuple[Apply, Any]:
-    """A function and its parameters: all arrays of numbers, as the scales are no `nnx.Param`."""
+    """A function and its parameters: all arrays of floating-point numbers, as the scales are no `nnx.Param`."""
     network = row.build()
     graph, _, rest = nnx.split(Net(network, wrapped, nnx.Rngs(1)), _is_floating, ...)
 
@@ -52,7 +54,9 @@ def build(row: Row, wrapped: bool = False) -> tuple[Apply, Any]:
 
 
 def _is_floating(_: Any, leaf: Any) -> bool:
-    return jnp.issubdtype(jnp.asarray(getattr(leaf, "get_value", lambda: leaf)()).dtype, jnp.floating)
+    """Whether a leaf, an array or a variable of NNX, has floating-point numbers."""
+    value = leaf.get_value() if hasattr(leaf, "get_value") else leaf
+    return jnp.issubdtype(jnp.asarray(value).dtype, jnp.floating)
 
 
 def _layer(layer: Layer, rngs: nnx.Rngs) -> nnx.Module:

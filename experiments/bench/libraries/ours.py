@@ -56,14 +56,14 @@ def carry(nodes: Any, measured: bool) -> Any:
 
 
 def _carried(row: Row, measured: bool) -> Arm:
-    """With norms that the update before took; or with those of the start, to see what a norm for nothing would be."""
+    """The arm with norms that the update before measured; or with those of the start, as if norms cost nothing."""
     apply, _, nodes = build(row)
     name = "carried" if measured else "norm for free"
     return arm(name, _PLAIN, row, wn.wrap(apply), carry(nodes, measured), inputs(row), update=carried.update)
 
 
 def _projected(row: Row) -> Arm:
-    """With `project_directions`, whose state goes from step to step, too."""
+    """The arm with `project_directions`, whose state goes from step to step, too."""
     apply, _, nodes = build(row)
     apply = wn.wrap(apply)
     optimizer = optax.chain(optax.sgd(LEARNING_RATE), project_directions())

@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 
 
 class TorchOps:
-    """What networks do between layers; channels are first in images and sounds."""
+    """The operations of networks between layers. Channels are first in images and sounds."""
 
     relu, tanh = staticmethod(F.relu), staticmethod(torch.tanh)
 
@@ -76,7 +76,7 @@ class Net(nn.Module):
 
 
 def arms(row: Row) -> list[Arm]:
-    """Plain and weight-normalized, in eager mode."""
+    """The plain arm and the weight-normalized one, in eager mode."""
     _check(row)
     return [_arm("torch plain", "torch plain", row), _arm("torch", "torch plain", row, wrapped=True)]
 
@@ -123,9 +123,10 @@ def _returning(seconds: float) -> Callable[[], float]:
 
 
 def _runner(row: Row, net: Net, apply: Apply) -> Callable[[int], None]:
-    """What makes so many steps, and waits for them."""
+    """A function that makes so many steps, and waits for them."""
     x = _input(row)
-    step = _serve(apply, x) if row.work == "serve" else _train(net, apply, list(x) if row.work == "accumulate" else [x])
+    parts = list(x) if row.work == "accumulate" else [x]
+    step = _serve(apply, x) if row.work == "serve" else _train(net, apply, parts)
 
     def run(steps: int) -> None:
         for _ in range(steps):
@@ -137,7 +138,7 @@ def _runner(row: Row, net: Net, apply: Apply) -> Callable[[int], None]:
 
 
 def _serve(apply: Apply, x: Tensor) -> Callable[[], None]:
-    """A forward pass."""
+    """A step that is a forward pass."""
 
     def step() -> None:
         with torch.inference_mode():
@@ -161,7 +162,7 @@ def _train(net: Net, apply: Apply, parts: list[Tensor]) -> Callable[[], None]:
 
 
 def _deviation(row: Row, net: Net, apply: Apply, initial: State) -> float:
-    """How far the first output is from that of the same numbers in float64, over the largest of the latter."""
+    """The largest difference of the first output from that in float64, over the largest of the latter."""
     x = _input(row)
     x = x[0] if row.work == "accumulate" else x
     exact_net = build(row, net.wrapped)
@@ -186,6 +187,7 @@ def _warm_up_compiler() -> None:
 
 
 def _check(row: Row) -> None:
+    """Raise where PyTorch cannot do the work of a row."""
     if _device() == "cuda" and not torch.cuda.is_available():
         raise CannotError("this PyTorch has no CUDA, and JAX is on a GPU")
     torch.set_float32_matmul_precision("high")  # on a GPU that is what JAX has by default
@@ -196,17 +198,18 @@ def _check(row: Row) -> None:
 
 
 def _input(row: Row) -> Tensor:
-    """The numbers that all libraries get."""
+    """The batch, of the same numbers in all libraries."""
     numbers = np.array(inputs(row, channels_first=True), np.float32)
     return torch.from_numpy(numbers).to(_device(), _dtype(row))
 
 
 def _copy(net: Net) -> State:
+    """A copy of the parameters, which steps do not change."""
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
 def _device() -> str:
-    """Where JAX computes."""
+    """The device that JAX computes on, by PyTorch's name."""
     return "cpu" if jax.default_backend() == "cpu" else "cuda"
 
 
@@ -219,6 +222,7 @@ def _is_recurrent(network: Network) -> bool:
 
 
 def _wrap(layer: nn.Module) -> nn.Module:
+    """A layer with weight normalization of each of its weights."""
     if isinstance(layer, nn.RNNBase):
         return weight_norm(weight_norm(layer, "weight_ih_l0"), "weight_hh_l0")
     # The axis of the outputs, as in the other libraries; PyTorch's default is that of the inputs here.
