@@ -74,7 +74,7 @@ def test_statistics_and_random_keys_move_inside_jit(scale):
 
 
 class Particular(nnx.Module):
-    """A method that looks at something that a program of arrays does not tell."""
+    """A model that holds and does things that a program of arrays does not tell."""
 
     def __init__(self, rngs):
         self.linear = nnx.Linear(4, 4, rngs=rngs)

@@ -16,7 +16,7 @@ from wn_jax.nnx import WeightNormed, infer_axes
 
 
 class Perceptron(nnx.Module):
-    """The values that `tests.by_hand` computes."""
+    """The model whose output `tests.by_hand` computes."""
 
     def __init__(self, rngs):
         self.hidden, self.out = nnx.Linear(6, 8, rngs=rngs), nnx.Linear(8, 3, rngs=rngs)

@@ -1,4 +1,4 @@
-"""The facts about jaxprs that `wn_jax._program` takes for granted: a new JAX that differs fails here first, and says in what."""
+"""Facts about jaxprs that `wn_jax._program` relies on: a new JAX that differs fails here first, and says in what."""
 
 import jax
 import jax.numpy as jnp
