@@ -17,8 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.data import Dataset
 from experiments.devices import sharding
+from experiments.devices.layout import Layout
 from experiments.devices.mesh import BATCH, Shape
-from experiments.engine.training import Layout
 from experiments.tasks import Examples
 
 Rows = jax.Array
@@ -99,20 +99,20 @@ class Placement(Layout):
 
         return {name: fed(array) for name, array in self.dataset.train.items()}
 
-    def take(self, examples: Examples, batch: Batch) -> Examples:
+    def take(self, examples: Examples, batch: Batch, /) -> Examples:
         """In a compiled function: the examples of one batch, a part of them on each device."""
         return self.share(batch if isinstance(batch, dict) else {name: x[batch] for name, x in examples.items()})
 
-    def share(self, examples: Examples) -> Examples:
+    def share(self, examples: Examples, /) -> Examples:
         """In a compiled function: a batch, a part of it on each device, if they divide it."""
         place = self.at(self._batch(1, len(next(iter(examples.values())))))
         return {name: jax.lax.with_sharding_constraint(array, place) for name, array in examples.items()}
 
-    def gather(self, params: Any, uses: Any) -> Any:
+    def gather(self, params: Any, uses: Any, /) -> Any:
         """In a compiled function: plain parameters, whole along the axis that shares them out."""
         return sharding.gathered(params, sharding.of_parameters(uses, self.mesh), self.mesh)
 
-    def gather_layer(self, stack: str, params: Any, uses: Any) -> Any:
+    def gather_layer(self, stack: str, params: Any, uses: Any, /) -> Any:
         """The same, of one layer of a stack."""
         specs = sharding.of_parameters(uses, self.mesh).items()
         own = {

@@ -55,7 +55,7 @@ def gathered(params: Any, by_path: dict[str, PartitionSpec], mesh: Mesh) -> Any:
         leaf = jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, shared))
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree_util.tree_map_with_path(whole, params)
+    return jax.tree.map_with_path(whole, params)
 
 
 def of_state(state: Any, by_path: dict[str, PartitionSpec]) -> Any:
@@ -67,17 +67,17 @@ def of_state(state: Any, by_path: dict[str, PartitionSpec]) -> Any:
     def plain(path: Any, _: Any) -> PartitionSpec:
         return PartitionSpec(None, *by_path[_name(path)])
 
-    specs = jax.tree_util.tree_map_with_path(plain, state.params, is_leaf=parametrizations.is_node)
+    specs = jax.tree.map_with_path(plain, state.params, is_leaf=parametrizations.is_node)
     specs = parametrizations.shardings(state.params, specs)
-    known = {path: leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
-    own = dict(jax.tree_util.tree_leaves_with_path(specs))
+    known = {path: leaf.shape for path, leaf in jax.tree.leaves_with_path(state.params)}
+    own = dict(jax.tree.leaves_with_path(specs))
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
         """That of the parameter at the end of the path: optax keeps the tree of parameters whole in its states."""
         ends = (path[start:] for start in range(len(path)))
         return next((own[end] for end in ends if known.get(end) == leaf.shape), PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(spec, state)
+    return jax.tree.map_with_path(spec, state)
 
 
 def _name(path: Any) -> str:

@@ -61,7 +61,8 @@ class Curve:
     @property
     def held_out(self) -> list[str]:
         """The metrics on held-out examples, the main one first: an error before a loss, both of the test set before
-        others."""
+        others.
+        """
         names = [name for name in self.metrics if not name.startswith("train_")]
         main = ("_error", "_loss")
 

@@ -77,7 +77,7 @@ def test_weight_norm_on_a_mesh(name):
     same_losses_as_on_one_device(losses, figures)
     each_array_lies_where_its_parameter_does(arm, name)
     plain = make("weight_norm", "arms.weight_norm.model={weights='plain'}", shape=MESHES[name])
-    no_more_than_a_number_a_feature_is_sent(plain._advance.as_text(), arm._advance.as_text())
+    no_more_than_a_number_a_feature_is_sent(plain.programs.advance.as_text(), arm.programs.advance.as_text())
 
 
 def same_losses_as_on_one_device(losses, figures):
