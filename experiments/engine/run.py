@@ -9,25 +9,32 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from experiments.config.experiment import Experiment, TrainConfig
-from experiments.engine.arm import Advance, Arm
+from experiments.engine.arm import Advance, Arm, Figures
 from experiments.engine.training import NOT_YET
 from experiments.errors import RunError
-from experiments.run_folder.folder import Record, RunFolder
+from experiments.run_folder.folder import RunFolder
+from experiments.run_folder.record import Numbers, Record, Sample, Time
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What just happened: an arm reached a step, with its mean training loss and examples a second."""
+    """An arm reached a record."""
 
     arm: str
+    """The arm's name."""
+
     step: int
+    """How many steps it has made."""
+
     train_loss: float
+    """The mean since the last record, over all seeds and rates."""
+
     examples_per_second: float
+    """Of all seeds and rates together."""
 
 
 def begin(arms: dict[str, Arm], folder: RunFolder) -> tuple[int, list[str]]:
@@ -82,60 +89,78 @@ def execute(
 def advance(
     name: str, arm: Arm, train: TrainConfig, folder: RunFolder, step: int, check: Callable[[], None] = lambda: None
 ) -> Progress:
-    """Train an arm up to the next record, and write it. What takes long calls `check` again and again."""
+    """Train an arm up to the next record, and write it.
+
+    Arguments:
+        name: the arm's.
+        arm: prepared.
+        train: the length of training, and what happens on the way.
+        folder: gets the record.
+        step: the step of the record.
+        check: is called again and again where something else than training takes long.
+
+    Raises:
+        RunError: a loss that is not finite stops the run, or something cannot be written.
+    """
     start = time.perf_counter()
     advanced = arm.advance()
     seconds = (time.perf_counter() - start) / train.record_every
-    figures: dict[str, Any] = dict(advanced.figures)
+
+    figures, by_layer = advanced.figures, dict[str, Figures]()
     if step % train.evaluation_period == 0 or step == train.steps:
-        figures |= _evaluated(arm, last=step == train.steps and not _stops(arm, train, advanced), check=check)
+        last = step == train.steps and not _stops(arm, train, advanced)
+        figures = figures | _evaluated(arm, last, check)
+        by_layer = arm.statistics()
         for sample in _samples(name, arm, step):
             folder.write_sample(sample)
         for rate, images in _pictures(arm, advanced.nonfinite_step):
             folder.write_pictures(name, rate, step, images)
-    for record in _records(name, arm, step, figures, advanced):
+
+    for record in _records(name, arm, step, figures, by_layer, advanced):
         folder.write(record)
-    folder.write_time({"arm": name, "step": step, "seconds_per_step": seconds})
+    folder.write_time(Time(name, step, seconds))
+    # Only now: the record of a loss that stops the run says when, and of which seed.
     _check_finite(name, arm, train, folder, advanced)
     examples = len(arm.members) * arm.config.data.batch_size
     return Progress(name, step, float(np.mean(figures["train_loss"])), examples / seconds)
 
 
-def _evaluated(arm: Arm, last: bool, check: Callable[[], None]) -> dict[str, Any]:
-    """Figures of the held-out examples, and statistics of the weights."""
+def _evaluated(arm: Arm, last: bool, check: Callable[[], None]) -> Figures:
+    """Figures of the held-out examples; at the end of a run, where this is the `last`, also what takes long."""
     found = {**arm.evaluate(), **(arm.log_likelihood(check) if last else {})}
     held_out = arm.placement.dataset.held_out_name
-    return {**{f"{held_out}_{key}": value for key, value in found.items()}, **arm.statistics()}
+    return {f"{held_out}_{key}": value for key, value in found.items()}
 
 
-def _records(name: str, arm: Arm, step: int, figures: dict[str, Any], advanced: Advance) -> Iterator[Record]:
-    """A record for each learning rate: every figure becomes a list with a number for each seed."""
-    rates, seeds = arm.config.optimizer.learning_rate, arm.config.train.seeds
-    for i, rate in enumerate(rates):
+def _records(
+    name: str, arm: Arm, step: int, figures: Figures, by_layer: dict[str, Figures], advanced: Advance
+) -> Iterator[Record]:
+    """A record for each learning rate."""
+    seeds, first_seed = arm.config.train.seeds, arm.config.train.first_seed
+    for number, rate in enumerate(arm.config.optimizer.learning_rate):
+        own = slice(number * seeds, (number + 1) * seeds)
+        steps = advanced.nonfinite_step[own]
+        at_fault = enumerate(advanced.at_fault[own], first_seed)
+        yield Record(
+            arm=name,
+            learning_rate=rate,
+            step=step,
+            figures={key: _numbers(values[own]) for key, values in figures.items()},
+            by_layer={
+                kind: {layer: _numbers(values[own]) for layer, values in layers.items()}
+                for kind, layers in by_layer.items()
+            },
+            nonfinite_step=[_or_none(int(step)) for step in steps] if (steps != NOT_YET).any() else None,
+            at_fault={str(seed): _words(terms) for seed, terms in at_fault if terms},
+        )
 
-        def own(value: Any, start: int = i * seeds) -> Any:
-            if isinstance(value, dict):
-                return {key: own(item) for key, item in value.items()}
-            return [float(f"{number:.9g}") for number in value[start : start + seeds]]  # as many as a float32 has
 
-        own_members = slice(i * seeds, (i + 1) * seeds)
-        steps, at_fault = advanced.nonfinite_step[own_members], advanced.at_fault[own_members]
-        marks: Record = {}
-        if (steps != NOT_YET).any():
-            marks["nonfinite_step"] = [_or_none(int(step)) for step in steps]
-        if any(at_fault):
-            numbered = enumerate(at_fault, arm.config.train.first_seed)
-            marks["at_fault"] = {str(seed): _words(terms) for seed, terms in numbered if terms}
-        rest = {key: own(value) for key, value in figures.items()}
-        yield {"arm": name, "learning_rate": rate, "step": step, **rest, **marks}
-
-
-def _samples(name: str, arm: Arm, step: int) -> Iterator[Record]:
+def _samples(name: str, arm: Arm, step: int) -> Iterator[Sample]:
     """A record for each learning rate, with a text for each seed."""
     texts, seeds = arm.samples(), arm.config.train.seeds
     for start in range(0, len(texts), seeds):
-        rate = arm.members[start][0]
-        yield {"arm": name, "learning_rate": rate, "step": step, "texts": texts[start : start + seeds]}
+        rate, _ = arm.members[start]
+        yield Sample(name, rate, step, texts[start : start + seeds])
 
 
 def _pictures(arm: Arm, nonfinite_step: np.ndarray) -> Iterator[tuple[float, dict[str, np.ndarray]]]:
@@ -147,6 +172,11 @@ def _pictures(arm: Arm, nonfinite_step: np.ndarray) -> Iterator[tuple[float, dic
     images = arm.pictures() if finite else {}
     for rate, member in finite.items() if images else ():
         yield rate, {kind: all_of[member] for kind, all_of in images.items()}
+
+
+def _numbers(values: np.ndarray) -> Numbers:
+    """Numbers with as many digits as a float32 has."""
+    return [float(f"{number:.9g}") for number in values]
 
 
 def _words(terms: tuple[str, ...]) -> str:
@@ -164,7 +194,11 @@ def _stops(arm: Arm, train: TrainConfig, advanced: Advance) -> bool:
 
 
 def _check_finite(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, advanced: Advance) -> None:
-    """Stops the run at a loss that is not finite, where that is the rule."""
+    """That no loss stops the run.
+
+    Raises:
+        RunError: one is not finite, and that is the rule.
+    """
     if not _stops(arm, train, advanced):
         return
     steps = advanced.nonfinite_step

@@ -1,57 +1,79 @@
-"""Reading run folders: what was recorded, as arrays, and what it took."""
+"""Run folders as a report reads them: the records of each arm and rate as arrays, and what the config asked for.
+
+A line of a file is `run_folder.record`'s. What a report makes of the arrays is in the files beside this one.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from experiments import files
 from experiments.errors import ConfigError
+from experiments.run_folder.record import (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    TIMES,
+    Numbers,
+    Record,
+    read_metrics,
+    read_seconds,
+)
 from experiments.schema import several
 
-_FILES = ("config.toml", "environment.json", "metrics.jsonl")
-_BY_LAYER = ("norms", "effective_step")
-_KINDS: dict[str, type | tuple[type, ...]] = {
-    "arm": str,
-    "learning_rate": (int, float),
-    "step": int,
-    "train_loss": list,
-}
+_FILES = (CONFIG, ENVIRONMENT, METRICS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """One quantity over time: `steps` (records,) and `values` (records, seeds), NaN where not finite."""
+    """One quantity over time."""
 
     steps: np.ndarray
+    """(records,), ascending."""
+
     values: np.ndarray
+    """(records, seeds), NaN where not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """What one arm recorded at one learning rate; the other fields of the run that a row or a figure needs with it.
-
-    `metrics` are series by name, `norms` and `effective_step` by layer. `nonfinite` holds for each seed the step at
-    which its loss first was not finite, or None, and `at_fault` by seed which terms of it were not, if it has terms.
-    `seconds` are those per step, of all seeds and rates of the arm together, by the step of the record.
-    """
+    """The records of one arm at one learning rate, and what of its run a row or a figure needs with them."""
 
     run: str
+    """The name of the run."""
+
     arm: str
+    """The name of the arm."""
+
     learning_rate: float
+    """One of the arm's."""
+
     label: str
+    """The words that tell this curve from all others of the report."""
+
     metrics: dict[str, Series]
+    """By name, all but what follows."""
+
     norms: dict[str, Series]
+    """By layer, the norms of the vectors that are trained."""
+
     effective_step: dict[str, Series]
+    """By layer, how far a step turns its weight."""
+
     nonfinite: tuple[int | None, ...]
+    """For each seed the step at which its loss first was not finite, or None."""
+
     at_fault: dict[str, str]
+    """By seed, which terms of its loss were not finite then, if it has terms."""
+
     seconds: dict[int, float]
+    """By the step of the record, the seconds per step, of all seeds and rates of the arm together."""
 
     @property
     def stayed_finite(self) -> np.ndarray:
@@ -60,8 +82,9 @@ class Curve:
 
     @property
     def held_out(self) -> list[str]:
-        """The metrics on held-out examples, the main one first: an error before a loss, both of the test set before
-        others.
+        """The metrics on held-out examples, the main one first.
+
+        An error comes before a loss, and both of the test set before others.
         """
         names = [name for name in self.metrics if not name.startswith("train_")]
         main = ("_error", "_loss")
@@ -85,17 +108,34 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run folder. `config` is the text of its TOML file; `steps` and `target_losses` are what that asks for."""
+    """A run folder."""
 
     path: Path
+    """The folder."""
+
     name: str
+    """Its name; of several runs with the same, its path."""
+
     title: str
+    """The name of the experiment."""
+
     config: str
+    """The text of its TOML file."""
+
     environment: dict[str, Any]
+    """Versions and hardware, as `environment.json` has them."""
+
     steps: int | None
+    """The length of training, which the config asks for."""
+
     target_losses: tuple[float, ...]
+    """The training losses to which it has steps counted."""
+
     first_seed: int
+    """The first of its seeds, which follow each other."""
+
     curves: list[Curve]
+    """Arms in the order of their first records, rates ascending."""
 
 
 def read(path: Path) -> Run:
@@ -110,8 +150,8 @@ def read(path: Path) -> Run:
     missing = [name for name in _FILES if not (path / name).is_file()]
     if missing:
         raise ConfigError(f"{path}: not a run folder: it has no {', '.join(missing)}")
-    config = _text(path / "config.toml")
-    tables = _toml(path / "config.toml", config)
+    config = _text(path / CONFIG)
+    tables = _toml(path / CONFIG, config)
     train = tables.get("train", {})
     name = path.resolve().name
     return Run(
@@ -119,7 +159,7 @@ def read(path: Path) -> Run:
         name=name,
         title=str(tables.get("name", name)),
         config=config,
-        environment=_json(path / "environment.json"),
+        environment=_json(path / ENVIRONMENT),
         steps=train.get("steps"),
         target_losses=tuple(several(train.get("target_loss", ()))),
         first_seed=train.get("first_seed", 0),
@@ -149,106 +189,71 @@ def _named(run: Run, name: str) -> Run:
 
 def _curves(path: Path, run: str) -> list[Curve]:
     """A curve for each arm and learning rate: arms in the order of their first records, rates ascending."""
-    members: dict[str, dict[float, dict[int, dict[str, Any]]]] = {}
-    for record in _records(path / "metrics.jsonl"):  # of a step that was recorded twice, the later record counts
-        members.setdefault(record["arm"], {}).setdefault(record["learning_rate"], {})[record["step"]] = record
+    members: dict[str, dict[float, dict[int, Record]]] = {}
+    for record in read_metrics(path / METRICS):  # of a step that was recorded twice, the later record counts
+        members.setdefault(record.arm, {}).setdefault(record.learning_rate, {})[record.step] = record
     if not members:
-        raise ConfigError(f"{path / 'metrics.jsonl'}: holds no record; the run ended before its first one")
-    seconds = _seconds(path / "times.jsonl")
-    curves = []
-    for arm, rates in members.items():
-        for rate, by_step in sorted(rates.items()):
-            records = [by_step[step] for step in sorted(by_step)]
-            names = dict.fromkeys(name for record in records for name in _metrics(record))
-            curves.append(
-                Curve(
-                    run=run,
-                    arm=arm,
-                    learning_rate=rate,
-                    label=arm if len(rates) == 1 else f"{arm}, rate {rate:g}",
-                    metrics={name: _series(records, name) for name in names},
-                    norms=_by_layer(records, "norms"),
-                    effective_step=_by_layer(records, "effective_step"),
-                    nonfinite=_nonfinite(records),
-                    at_fault=_at_fault(records),
-                    seconds=seconds.get(arm, {}),
-                )
-            )
-    return curves
+        raise ConfigError(f"{path / METRICS}: holds no record; the run ended before its first one")
+    seconds = read_seconds(path / TIMES)
+    return [
+        _curve(
+            [by_step[step] for step in sorted(by_step)],
+            run=run,
+            label=arm if len(rates) == 1 else f"{arm}, rate {rate:g}",
+            seconds=seconds.get(arm, {}),
+        )
+        for arm, rates in members.items()
+        for rate, by_step in sorted(rates.items())
+    ]
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    records = files.read_lines(path)
-    seeds: dict[tuple[str, float], int] = {}
-    for number, record in records:
-        where = f"{path}, line {number}"
-        for key, kind in _KINDS.items():
-            if not isinstance(record.get(key), kind):
-                raise ConfigError(
-                    f"{where}: {key} is {record.get(key, 'missing')!r}; is this file from another program?"
-                )
-        expected = seeds.setdefault((record["arm"], record["learning_rate"]), len(record["train_loss"]))
-        for name, values in _lists(record):
-            if not expected or not isinstance(values, list) or len(values) != expected or not _numbers(values):
-                raise ConfigError(
-                    f"{where}: {name} must be a list of {max(expected, 1)} numbers, one a seed; got {values!r}"
-                )
-    return [record for _, record in records]
+def _curve(records: list[Record], run: str, label: str, seconds: dict[int, float]) -> Curve:
+    """The curve of these records of one arm and rate, in the order of their steps."""
+    return Curve(
+        run=run,
+        arm=records[0].arm,
+        learning_rate=records[0].learning_rate,
+        label=label,
+        metrics=_by_name(records, lambda record: record.figures),
+        norms=_by_name(records, lambda record: record.by_layer.get("norms", {})),
+        effective_step=_by_name(records, lambda record: record.by_layer.get("effective_step", {})),
+        nonfinite=_nonfinite(records),
+        at_fault=_at_fault(records),
+        seconds=seconds,
+    )
 
 
-def _lists(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Everything in a record that has a number a seed, with its name."""
-    layers = [(f"{key}, {layer}", v) for key in _BY_LAYER for layer, v in (record.get(key) or {}).items()]
-    return [(key, value) for key, value in record.items() if isinstance(value, list)] + layers
+def _by_name(records: list[Record], figures: Callable[[Record], Mapping[str, Numbers]]) -> dict[str, Series]:
+    """A series of each figure, from the records that have it."""
+    points: dict[str, list[tuple[int, Numbers]]] = {}
+    for record in records:
+        for name, numbers in figures(record).items():
+            points.setdefault(name, []).append((record.step, numbers))
+    return {name: _series(own) for name, own in points.items()}
 
 
-def _metrics(record: Mapping[str, Any]) -> list[str]:
-    return [key for key, value in record.items() if isinstance(value, list) and key != "nonfinite_step"]
+def _series(points: list[tuple[int, Numbers]]) -> Series:
+    steps, numbers = zip(*points, strict=True)
+    values = np.array(numbers, float)  # null reads as NaN
+    return Series(np.array(steps), np.where(np.isfinite(values), values, np.nan))
 
 
-def _numbers(values: list[Any]) -> bool:
-    return all(value is None or isinstance(value, (int, float)) for value in values)
-
-
-def _series(records: list[dict[str, Any]], name: str) -> Series:
-    own = [record for record in records if name in record]
-    values = np.array([record[name] for record in own], float)  # null reads as NaN
-    return Series(np.array([record["step"] for record in own]), np.where(np.isfinite(values), values, np.nan))
-
-
-def _by_layer(records: list[dict[str, Any]], key: str) -> dict[str, Series]:
-    own = [{"step": record["step"], **record[key]} for record in records if record.get(key)]
-    layers = dict.fromkeys(layer for record in own for layer in record if layer != "step")
-    return {layer: _series(own, layer) for layer in layers}
-
-
-def _nonfinite(records: list[dict[str, Any]]) -> tuple[int | None, ...]:
+def _nonfinite(records: list[Record]) -> tuple[int | None, ...]:
     """By seed, the step that the run noted, or else that of the first record without a finite loss."""
-    losses = _series(records, "train_loss")
-    noted = [record["nonfinite_step"] for record in records if "nonfinite_step" in record]
+    losses = _series([(record.step, record.figures["train_loss"]) for record in records])
+    noted = [record.nonfinite_step for record in records if record.nonfinite_step is not None]
     first = []
     for seed in range(losses.values.shape[1]):
         steps = [int(step) for step in losses.steps[np.isnan(losses.values[:, seed])]]
-        steps += [note[seed] for note in noted if note[seed] is not None]
+        steps += [step for note in noted if (step := note[seed]) is not None]
         first.append(min(steps, default=None))
     return tuple(first)
 
 
-def _at_fault(records: list[dict[str, Any]]) -> dict[str, str]:
+def _at_fault(records: list[Record]) -> dict[str, str]:
     """By seed, which terms of the loss the run found not to be finite when it first was not."""
-    noted = [record["at_fault"] for record in records if isinstance(record.get("at_fault"), dict)]
-    return {str(seed): str(terms) for note in reversed(noted) for seed, terms in note.items()}
-
-
-def _seconds(path: Path) -> dict[str, dict[int, float]]:
-    """Seconds per step by arm and step; times are a supplement, so a run folder may be without them."""
-    seconds: dict[str, dict[int, float]] = {}
-    for number, record in files.read_lines(path) if path.is_file() else []:
-        try:
-            seconds.setdefault(record["arm"], {})[record["step"]] = float(record["seconds_per_step"])
-        except (KeyError, TypeError, ValueError):
-            raise ConfigError(f"{path}, line {number}: expected arm, step and seconds_per_step; got {record}") from None
-    return seconds
+    # From the last record to the first, so that of several notes on a seed the first counts.
+    return {str(seed): str(terms) for record in reversed(records) for seed, terms in record.at_fault.items()}
 
 
 def _text(path: Path) -> str:

@@ -84,7 +84,7 @@ class Checkpoints:
                 if _checksums(arrays) != checksums:
                     raise ValueError("it is damaged: its arrays are not those that were saved")
                 tree = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in _named(like)])
-            except Exception as error:  # whatever a damaged file leads to
+            except Exception as error:  # a damaged file leads to whatever Orbax and its libraries happen to raise
                 if processes.lost_peer(error):
                     raise
                 cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -112,7 +112,12 @@ class Checkpoints:
             self._manager.close()
 
     def _read(self, step: int, like: Any) -> tuple[dict[str, jax.Array], dict[str, int]]:
-        """The arrays, and their checksums. Read without the manager, which waits for other processes to have read."""
+        """The arrays of a checkpoint, and their checksums.
+
+        Raises:
+            ValueError: it holds none, or other arrays; and whatever Orbax raises where a file is damaged.
+        """
+        # Without the manager, which waits for the other processes to have read.
         names, folder = _named(like), self.path / str(step)
         about = ocp.JsonCheckpointHandler().restore(folder / "about", args=ocp.args.JsonRestore())
         if "checksums" not in about:
@@ -151,8 +156,7 @@ class Checkpoints:
 def _named(tree: Any) -> dict[str, Any]:
     """The leaves by their paths, in the tree's order: what others can read without this code."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from io import FileIO
@@ -29,18 +28,42 @@ from experiments.config.experiment import Experiment
 from experiments.errors import ConfigError, RunError
 from experiments.run_folder import pictures
 from experiments.run_folder.checkpoints import Checkpoints
+from experiments.run_folder.record import (
+    CONFIG,
+    ENVIRONMENT,
+    MEASURED,
+    METRICS,
+    SAMPLES,
+    TIMES,
+    Line,
+    Record,
+    Sample,
+    Time,
+    line,
+    read_measured,
+    read_records,
+)
 from experiments.run_folder.tensorboard import EventFiles
 from experiments.run_folder.tensorboard import require as require_tensorboard
 
-Record = dict[str, Any]
-_CONFIG, _ENVIRONMENT, MEASURED, SAMPLES = "config.toml", "environment.json", "conditioning.jsonl", "samples.jsonl"
+__all__ = ["MEASURED", "RunFolder", "check", "read_records"]
+
 _ELSEWHERE = "choose another folder with --out"
 
 
 class RunFolder:
     """An open run folder: made new, or with `resume` one that holds the same experiment.
 
-    `data` has for each arm the digest of what it trains on, where a run could go on with something else.
+    Arguments:
+        path: the folder.
+        experiment: what runs in it.
+        resume: whether to go on with what is there.
+        tensorboard: whether to write event files, too.
+        data: for each arm the digest of what it trains on, where a run could go on with something else.
+
+    Raises:
+        ConfigError: the experiment cannot run there: see `check`. Or tensorboardX is missing, another process works
+            there, the data are others, or processes do not agree on all this.
     """
 
     def __init__(
@@ -75,37 +98,44 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         stack.enter_context(_lock(self.path))
         check(self.path, self._experiment, resume)  # again, now that nobody else can change it
-        known = environment.of_run(self.path / _ENVIRONMENT, self._data)
+        known = environment.of_run(self.path / ENVIRONMENT, self._data)
         if known is None:
             raise ConfigError(
                 f"{self.path}: holds a run on another text than data.path, or the standard library of this Python, has "
                 f"now; bring that one back, or {_ELSEWHERE}"
             )
-        files.write(self.path / _ENVIRONMENT, json.dumps(known, indent=2) + "\n")
-        files.write(self.path / _CONFIG, tomli_w.dumps(toml_file.to_dict(self._experiment)))  # its mesh may be another
+        files.write(self.path / ENVIRONMENT, json.dumps(known, indent=2) + "\n")
+        files.write(self.path / CONFIG, tomli_w.dumps(toml_file.to_dict(self._experiment)))  # its mesh may be another
 
     def begin(self, like: Any) -> tuple[int, Any, list[str]]:
-        """Where to begin: the step and the states of the newest whole checkpoint, or 0 and None.
+        """Go to where a run begins: the newest whole checkpoint, or the start. The records after it are cut off.
 
-        The records after it are cut off. `like` has the structure and shapes of the states. The third value is what
-        to tell the user.
+        Arguments:
+            like: a tree with the structure and the shapes of the states, and where they shall lie.
+
+        Returns:
+            The step and the states, or 0 and None; and what to tell the user.
+
+        Raises:
+            ConfigError: a line of `metrics.jsonl` is no record.
+            RunError: there are checkpoints, and none of them can be gone on from; or a file cannot be written.
         """
         with processes.together():  # before the first process changes them
-            records = read_records(self.path / "metrics.jsonl")
+            records = read_records(self.path / METRICS)
         step, tree, notes = self.checkpoints.restore(like, lambda step: self._missing_records(records, step))
         if processes.first():
             self._go_on(records, step or 0)
         return step or 0, tree, notes
 
-    def _go_on(self, records: list[Record], step: int) -> None:
+    def _go_on(self, records: list[Line], step: int) -> None:
         """Open the files of records, less what came after `step`."""
         with self._full_disk():
-            times = read_records(self.path / "times.jsonl", strict=False)
+            times = read_records(self.path / TIMES, strict=False)
             samples = read_records(self.path / SAMPLES, strict=False)
-            for name, all_records in (("metrics.jsonl", records), ("times.jsonl", times), (SAMPLES, samples)):
-                kept = [record for record in all_records if record["step"] <= step]
+            for name, lines in ((METRICS, records), (TIMES, times), (SAMPLES, samples)):
+                kept = [found for found in lines if found["step"] <= step]
                 if kept or name != SAMPLES:
-                    files.write(self.path / name, "".join(_line(record) for record in kept))
+                    files.write(self.path / name, "".join(map(line, kept)))
                     self._begin(name)
                 else:
                     (self.path / name).unlink(missing_ok=True)
@@ -116,17 +146,18 @@ class RunFolder:
 
     def write(self, record: Record) -> None:
         """Append a record of what was learned."""
-        self._append("metrics.jsonl", record)
+        learned = record.to_json()
+        self._append(METRICS, learned)
         with self._full_disk():
             if self._events:
-                self._events.write(record)
+                self._events.write(learned)
 
-    def write_sample(self, record: Record) -> None:
+    def write_sample(self, sample: Sample) -> None:
         """Append texts that networks wrote."""
         if SAMPLES not in self._files and processes.first():
             with self._full_disk():
                 self._begin(SAMPLES)
-        self._append(SAMPLES, record)
+        self._append(SAMPLES, sample._asdict())
 
     def write_pictures(self, arm: str, rate: float, step: int, images: dict[str, np.ndarray]) -> None:
         """Write images that a network made: see `pictures`."""
@@ -134,24 +165,19 @@ class RunFolder:
             with self._full_disk():
                 pictures.write(self.path, arm, rate, step, images)
 
-    def write_time(self, record: Record) -> None:
+    def write_time(self, time: Time) -> None:
         """Append a record of how long it took."""
-        self._append("times.jsonl", record)
+        self._append(TIMES, time._asdict())
 
-    def measured(self) -> list[Record]:
-        """What `python -m experiments conditioning` has recorded here, and a file to go on with."""
-        path = self.path / MEASURED
-        lines = files.read_lines(path) if path.exists() else []
-        for number, record in lines:
-            if not {"seed", "step", "coordinates"} <= record.keys():
-                raise ConfigError(f"{path}, line {number}: has no seed, step or coordinates; remove or mend the line")
-        records = [record for _, record in lines]
+    def measured(self) -> list[Line]:
+        """The records of `python -m experiments conditioning` here, whose file is now open to go on with."""
+        records = read_measured(self.path / MEASURED)
         with self._full_disk():
-            files.write(path, "".join(map(_line, records)))  # less a line that was cut off
+            files.write(self.path / MEASURED, "".join(map(line, records)))  # less a line that was cut off
             self._begin(MEASURED)
         return records
 
-    def write_measured(self, records: list[Record]) -> None:
+    def write_measured(self, records: list[Line]) -> None:
         """Append what was measured at one place, in one piece."""
         self._append(MEASURED, *records)
 
@@ -174,11 +200,11 @@ class RunFolder:
         """Open a file of records, to go on with."""
         self._files[name] = self._open.enter_context((self.path / name).open("ab", buffering=0))
 
-    def _append(self, name: str, *records: Record) -> None:
-        line = "".join(map(_line, records)).encode() if processes.first() else b""
+    def _append(self, name: str, *records: Line) -> None:
+        left = "".join(map(line, records)).encode() if processes.first() else b""
         with self._full_disk():
-            while line:  # unbuffered, so that nothing is left to be written when the file is closed
-                line = line[self._files[name].write(line) or 0 :]
+            while left:  # unbuffered, so that nothing is left to be written when the file is closed
+                left = left[self._files[name].write(left) or 0 :]
 
     @contextlib.contextmanager
     def _full_disk(self) -> Iterator[None]:
@@ -187,7 +213,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path}: {error}; make room, and go on with --resume") from None
 
-    def _missing_records(self, records: list[Record], step: int) -> str | None:
+    def _missing_records(self, records: list[Line], step: int) -> str | None:
         """Why no run can go on from the checkpoint at `step`: metrics that were lost, with the machine's power say."""
         train = self._experiment.train
         for arm, config in self._experiment.arms.items():
@@ -207,11 +233,11 @@ def check(path: Path, experiment: Experiment, resume: bool) -> None:
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path}: is a file; {_ELSEWHERE}")
         found = {entry.name for entry in path.iterdir()} if path.exists() else set()
-        stored = toml_file.load(path / _CONFIG) if _CONFIG in found else None
+        stored = toml_file.load(path / CONFIG) if CONFIG in found else None
     except OSError as error:
         raise ConfigError(f"{path}: the run folder cannot be used: {error}; {_ELSEWHERE}") from None
     if stored is None:
-        if {name for name in found if not name.startswith(".")} - {_ENVIRONMENT, "checkpoints"}:
+        if {name for name in found if not name.startswith(".")} - {ENVIRONMENT, "checkpoints"}:
             raise ConfigError(f"{path}: already exists, is not empty and holds no run; {_ELSEWHERE}")
     elif not resume:
         raise ConfigError(f"{path}: holds a run already; go on with it by --resume, or {_ELSEWHERE}")
@@ -224,24 +250,11 @@ def check(path: Path, experiment: Experiment, resume: bool) -> None:
 
 def _check_is_shared(path: Path) -> None:
     """That what the first process wrote is here."""
-    if not (path / _CONFIG).exists():
+    if not (path / CONFIG).exists():
         raise ConfigError(
             f"{path}: is not the folder that process 0 of this run works in; choose an --out on a file system that all "
             "processes share"
         )
-
-
-def read_records(path: Path, strict: bool = True) -> list[Record]:
-    """The records of a file of JSON lines; none where there is no file.
-
-    Raises:
-        ConfigError: a line is no record. If not `strict`, it is left out.
-    """
-    lines = files.read_lines(path, strict) if path.exists() else []
-    for number, record in lines:
-        if strict and not (isinstance(record.get("step"), int) and "arm" in record):
-            raise ConfigError(f"{path}, line {number}: has no arm or no step; remove or mend the line")
-    return [record for _, record in lines if isinstance(record.get("step"), int)]
 
 
 @contextlib.contextmanager
@@ -260,16 +273,3 @@ def _folder_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{path}: the run folder cannot be written: {error}; {_ELSEWHERE}") from None
-
-
-def _line(record: Record) -> str:
-    return json.dumps(_finite(record), allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: those become null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments.errors import ConfigError
-
-_BY_LAYER = ("norms", "effective_step")
+from experiments.run_folder.record import Record
 
 
 def require() -> Any:
@@ -50,16 +49,16 @@ class EventFiles:
         # Its RecordWriter and not its SummaryWriter, of which each has two threads and a pipe: a sweep has hundreds.
         self._writers: dict[Path, Any] = {}
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Append every figure of a record that has one number a seed, at the record's step."""
-        folder = self._folder / f"{record['arm']}-{record['learning_rate']:g}"
-        for seed in range(len(record["train_loss"])):
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append every figure of a line of `metrics.jsonl` that has one number a seed, at the record's step."""
+        record = Record.from_json(line)
+        folder = self._folder / f"{record.arm}-{record.learning_rate:g}"
+        for seed in range(len(record.figures["train_loss"])):
             values = [
-                self._summary.Value(tag=tag, simple_value=float("nan") if numbers[seed] is None else numbers[seed])
-                for tag, numbers in _figures(record)
+                self._summary.Value(tag=tag, simple_value=_number(numbers[seed])) for tag, numbers in record.by_tag()
             ]
             writer = self._writer(folder / f"seed{self._first_seed + seed}")
-            self._append(writer, step=record["step"], summary=self._summary(value=values))
+            self._append(writer, step=record.step, summary=self._summary(value=values))
             writer.flush()  # TensorBoard may be watching, and a crash must not lose what was recorded
 
     def close(self) -> None:
@@ -84,11 +83,5 @@ class EventFiles:
         writer.write(self._proto.Event(wall_time=time.time(), **fields).SerializeToString())
 
 
-def _figures(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The tag and the numbers, one a seed, of each figure of a record."""
-    for key, value in record.items():
-        if isinstance(value, list) and key != "nonfinite_step":
-            yield key, value
-    for kind in _BY_LAYER:
-        for layer, numbers in (record.get(kind) or {}).items():
-            yield f"{kind}/{layer}", numbers
+def _number(recorded: float | None) -> float:
+    return float("nan") if recorded is None else recorded

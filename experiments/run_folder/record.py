@@ -1,0 +1,226 @@
+"""The records of a run: what stands in each file of JSON lines, as types; reading, checking and writing a line.
+
+It owns the names of the files and of the keys. Which process writes when is `folder`'s, and what a reader makes of the
+records that of `tensorboard` and `report`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import files
+from experiments.errors import ConfigError
+
+CONFIG, ENVIRONMENT = "config.toml", "environment.json"
+METRICS, TIMES, SAMPLES, MEASURED = "metrics.jsonl", "times.jsonl", "samples.jsonl", "conditioning.jsonl"
+
+BY_LAYER = ("norms", "effective_step")
+"""The keys of a record that hold figures of each layer's weight."""
+
+_NONFINITE, _AT_FAULT = "nonfinite_step", "at_fault"  # marks, which are no figures
+
+Line = dict[str, Any]
+"""A record as JSON has it."""
+
+Numbers = list[float | None]
+"""A number for each seed; None, which is JSON's null, where it is not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A line of `metrics.jsonl`: what one arm at one learning rate learned up to a step."""
+
+    arm: str
+    """The arm's name."""
+
+    learning_rate: float
+    """One of the arm's."""
+
+    step: int
+    """How many steps were made."""
+
+    figures: dict[str, Numbers]
+    """By name: "train_loss" and others of training since the last record, "test_..." of held-out examples."""
+
+    by_layer: dict[str, dict[str, Numbers]] = dataclasses.field(default_factory=dict)
+    """By one of `BY_LAYER` and the path of the weight; empty where nothing was evaluated."""
+
+    nonfinite_step: list[int | None] | None = None
+    """For each seed the first step whose loss or update was not finite; None where all were."""
+
+    at_fault: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By seed, as a string, the terms of the loss that were not finite at that step; of seeds with none, nothing."""
+
+    def to_json(self) -> Line:
+        """The record as a line has it, keys in their order there; NaN is still NaN, which `line` makes null."""
+        marks: Line = {}
+        if self.nonfinite_step is not None:
+            marks[_NONFINITE] = self.nonfinite_step
+        if self.at_fault:
+            marks[_AT_FAULT] = self.at_fault
+        place = {"arm": self.arm, "learning_rate": self.learning_rate, "step": self.step}
+        return {**place, **self.figures, **self.by_layer, **marks}
+
+    @classmethod
+    def from_json(cls, line: Mapping[str, Any]) -> Record:
+        """The record of a line that `check` finds nothing wrong with."""
+        at_fault = line.get(_AT_FAULT)
+        return cls(
+            arm=line["arm"],
+            learning_rate=line["learning_rate"],
+            step=line["step"],
+            figures={key: value for key, value in line.items() if isinstance(value, list) and key != _NONFINITE},
+            by_layer={kind: line[kind] for kind in BY_LAYER if line.get(kind)},
+            nonfinite_step=line.get(_NONFINITE),
+            at_fault=at_fault if isinstance(at_fault, dict) else {},
+        )
+
+    def by_tag(self) -> Iterator[tuple[str, Numbers]]:
+        """All figures: the tag of each, which for a layer's is "norms/PATH", and its numbers."""
+        yield from self.figures.items()
+        for kind in BY_LAYER:
+            for layer, numbers in self.by_layer.get(kind, {}).items():
+                yield f"{kind}/{layer}", numbers
+
+
+class Time(NamedTuple):
+    """A line of `times.jsonl`: how long the steps up to a record took, of all seeds and rates of an arm together."""
+
+    arm: str
+    """The arm's name."""
+
+    step: int
+    """The step of the record."""
+
+    seconds_per_step: float
+    """The mean since the last record."""
+
+
+class Sample(NamedTuple):
+    """A line of `samples.jsonl`: texts that the networks of an arm at one learning rate wrote."""
+
+    arm: str
+    """The arm's name."""
+
+    learning_rate: float
+    """One of the arm's."""
+
+    step: int
+    """How many steps were made."""
+
+    texts: list[str]
+    """One a seed."""
+
+
+def line(record: Mapping[str, Any]) -> str:
+    """A record as a line of a file: JSON, in which numbers that are not finite are null."""
+    return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """All records of `metrics.jsonl`, each checked.
+
+    Raises:
+        ConfigError: the file cannot be read, or a line of it is no record.
+    """
+    lines = files.read_lines(path)
+    seeds: dict[tuple[str, float], int] = {}
+    for number, found in lines:
+        where = f"{path}, line {number}"
+        _check_kinds(found, where)
+        # An arm has as many seeds at a rate as its first record there says.
+        _check_numbers(found, seeds.setdefault((found["arm"], found["learning_rate"]), len(found["train_loss"])), where)
+    return [Record.from_json(found) for _, found in lines]
+
+
+def read_seconds(path: Path) -> dict[str, dict[int, float]]:
+    """Seconds per step, by arm and step, of `times.jsonl`; nothing where there is no file, as times are a supplement.
+
+    Raises:
+        ConfigError: a line has no time.
+    """
+    seconds: dict[str, dict[int, float]] = {}
+    for number, found in files.read_lines(path) if path.is_file() else []:
+        try:
+            seconds.setdefault(found["arm"], {})[found["step"]] = float(found["seconds_per_step"])
+        except (KeyError, TypeError, ValueError):
+            raise ConfigError(f"{path}, line {number}: expected arm, step and seconds_per_step; got {found}") from None
+    return seconds
+
+
+def read_records(path: Path, strict: bool = True) -> list[Line]:
+    """The lines of a file of records of arms, which a run goes on from; none where there is no file.
+
+    As JSON, so that a run that goes on writes again what it has read, whichever version wrote it.
+
+    Raises:
+        ConfigError: a line is no record. If not `strict`, it is left out.
+    """
+    lines = files.read_lines(path, strict) if path.exists() else []
+    for number, found in lines:
+        if strict and not (isinstance(found.get("step"), int) and "arm" in found):
+            raise ConfigError(f"{path}, line {number}: has no arm or no step; remove or mend the line")
+    return [found for _, found in lines if isinstance(found.get("step"), int)]
+
+
+def read_measured(path: Path) -> list[Line]:
+    """The lines of `conditioning.jsonl`; none where there is no file.
+
+    Raises:
+        ConfigError: a line does not say where it was measured.
+    """
+    lines = files.read_lines(path) if path.exists() else []
+    for number, found in lines:
+        if not {"seed", "step", "coordinates"} <= found.keys():
+            raise ConfigError(f"{path}, line {number}: has no seed, step or coordinates; remove or mend the line")
+    return [found for _, found in lines]
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "arm": str,
+    "learning_rate": (int, float),
+    "step": int,
+    "train_loss": list,
+}
+
+
+def _check_kinds(found: Line, where: str) -> None:
+    """That a line has what every record has.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    for key, kind in _KINDS.items():
+        if not isinstance(found.get(key), kind):
+            raise ConfigError(f"{where}: {key} is {found.get(key, 'missing')!r}; is this file from another program?")
+
+
+def _check_numbers(found: Line, seeds: int, where: str) -> None:
+    """That every list of a record has a number for each seed, and that there is one at least.
+
+    Raises:
+        ConfigError: one has not.
+    """
+    lists = [(key, value) for key, value in found.items() if isinstance(value, list)]
+    lists += [(f"{kind}, {layer}", value) for kind in BY_LAYER for layer, value in (found.get(kind) or {}).items()]
+    for name, values in lists:
+        if not seeds or not isinstance(values, list) or len(values) != seeds or not all(map(_is_number, values)):
+            raise ConfigError(f"{where}: {name} must be a list of {max(seeds, 1)} numbers, one a seed; got {values!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: those become null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
