@@ -80,7 +80,7 @@ def functions(config: ArmConfig, dataset: data.Dataset, layout: Layout | None = 
 class Functions:
     """The functions of one arm, for a single member; `vmap` them over members and states.
 
-    Compared by identity, so that JAX finds again what it traced of `jax.jit(functions.advance)`.
+    Compared and hashed by identity: `jax.jit` takes only what has a hash, and a config, which holds dicts, has none.
     """
 
     config: ArmConfig
