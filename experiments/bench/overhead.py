@@ -1,4 +1,4 @@
-"""What the engine adds to a step of training: members, records, marks of losses that are not finite.
+"""The time that the engine adds to a step of training: members, records, marks of losses that are not finite.
 
 The bare step is what one would write by hand for one seed: gradient, optimizer, batch by batch from examples that lie
 on the device. Both run in turn in one process; the median of the ratios is reported. Evaluation and checkpoints, whose
@@ -35,7 +35,10 @@ class Overhead:
     """Milliseconds of a step, in each round."""
 
     bare: list[float]
+    """Of the step written by hand."""
+
     engine: list[float]
+    """Of the engine's, with all that it does for a record."""
 
     def ratio(self) -> float:
         """The median over rounds of the engine's time over the bare step's."""

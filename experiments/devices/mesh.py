@@ -16,22 +16,30 @@ from experiments.schema import Count, Table
 class MeshConfig(Table):
     """How many devices share what; their product is how many are used.
 
-    `data` devices share each batch, `fsdp` devices share each batch and the parameters with their optimizer state
-    (along axes that layers sum over), `model` devices share the features of each layer. `data` is by default as many
-    as there are devices for and divide the batch. Each step has the same numbers, to rounding.
+    Each step has the same numbers on any mesh, to rounding.
     """
 
     data: Count | None = None
+    """So many share each batch; by default, as many as there are devices for and divide the batch."""
+
     fsdp: Count = 1
+    """So many share each batch, and the parameters with their optimizer state, along axes that layers sum over."""
+
     model: Count = 1
+    """So many share the features of each layer."""
 
 
 class Shape(NamedTuple):
     """How many devices there are along each axis of a mesh."""
 
     data: int
+    """Devices that share each batch."""
+
     fsdp: int
+    """Devices that share each batch and the parameters."""
+
     model: int
+    """Devices that share the features of each layer."""
 
     @property
     def batch(self) -> int:
@@ -47,28 +55,22 @@ BATCH = ("data", "fsdp")
 
 
 def shape(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None = None) -> Shape:
-    """The shape of the mesh for batches of this size, on all of these devices; by default on those that there are.
+    """The shape of the mesh for batches of this size.
+
+    Arguments:
+        config: how many devices are wanted along each axis.
+        batch_size: examples in a batch.
+        devices: those to use, and then all of them; by default, as many as are wanted of those that there are.
 
     Raises:
         ConfigError: there are not so many, they do not divide the batch, or they leave a process without any.
     """
     available = jax.device_count() if devices is None else len(devices)
-    several = devices is None and jax.process_count() > 1
-    shared = config.fsdp * config.model
-    data = config.data or _most(available // shared, batch_size, config.fsdp)
+    data = config.data or _most(available // (config.fsdp * config.model), batch_size, config.fsdp)
     found = Shape(data, config.fsdp, config.model)
     count = found.batch * found.model
     if count > available:
-        start = "start more (on CPU: XLA_FLAGS=--xla_force_host_platform_device_count=8)"
-        raise ConfigError(
-            f"mesh: {found} = {count} devices are wanted, and "
-            + (
-                f"JAX sees {available} here; lower them, or {start}"
-                if devices is None
-                else f"there are {available} chips"
-            )
-            + ("" if devices is None else "; lower them, or take a larger topology")
-        )
+        raise ConfigError(f"mesh: {found} = {count} devices are wanted, and {_too_few(available, devices is None)}")
     if batch_size % found.batch:
         raise ConfigError(
             f"data.batch_size: {batch_size} examples cannot be shared out evenly among {found.batch} devices (mesh: "
@@ -79,7 +81,7 @@ def shape(config: MeshConfig, batch_size: int, devices: Sequence[Any] | None = N
             f"mesh: {found} = {count} of the {available} chips would be used, and it must be all of them; change "
             f"[mesh], data.batch_size ({batch_size}) or the topology"
         )
-    if several and count < available:
+    if devices is None and jax.process_count() > 1 and count < available:
         raise ConfigError(
             f"mesh: {found} = {count} of the {available} devices of {jax.process_count()} processes would be "
             f"used, and with several processes it must be all of them; change [mesh] or data.batch_size ({batch_size})"
@@ -91,6 +93,14 @@ def build(shape: Shape, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh, neighbours along an axis close to each other where the hardware has a topology."""
     chosen = (jax.devices() if devices is None else devices)[: int(np.prod(shape))]
     return jax.make_mesh(tuple(shape), Shape._fields, axis_types=(AxisType.Auto,) * 3, devices=chosen)
+
+
+def _too_few(available: int, here: bool) -> str:
+    """The end of the message where more devices are wanted than there are, on this machine or in a topology."""
+    if here:
+        start = "start more (on CPU: XLA_FLAGS=--xla_force_host_platform_device_count=8)"
+        return f"JAX sees {available} here; lower them, or {start}"
+    return f"there are {available} chips; lower them, or take a larger topology"
 
 
 def _most(available: int, batch_size: int, fsdp: int) -> int:

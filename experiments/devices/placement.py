@@ -26,13 +26,21 @@ Batch = Rows | Examples
 """What tells the examples of a batch: their rows, or where the process feeds them, the examples themselves."""
 
 
-def placed(array: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def placed(array: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:
     """The shape of an array, and where it lies."""
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
 
 
 class Placement(Layout):
-    """Where the arrays of one or several arms lie. The numbers are the same on any mesh, to rounding."""
+    """Where the arrays of one or several arms lie. The numbers are the same on any mesh, to rounding.
+
+    Attributes:
+        dataset: in the host's memory, or in a file.
+        mesh: the devices.
+        everywhere: whole on each of them.
+        fed: whether this process feeds each batch, in place of the rows of its examples; by default, where several
+            processes train together or the examples are in a mapped file.
+    """
 
     def __init__(self, dataset: Dataset, mesh: Mesh, fed: bool | None = None):
         self.dataset = dataset
@@ -57,10 +65,10 @@ class Placement(Layout):
         """Arrays of the host on the devices (default: whole on each); each process gives what its own devices need."""
         place = self.everywhere if spec is None else self.at(spec)
 
-        def placed(array: np.ndarray) -> jax.Array:
+        def put(array: np.ndarray) -> jax.Array:
             return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
-        return jax.tree.map(lambda array: placed(np.asarray(array)), tree)
+        return jax.tree.map(lambda array: put(np.asarray(array)), tree)
 
     @functools.cached_property
     def train(self) -> Examples:
@@ -81,10 +89,11 @@ class Placement(Layout):
         wanted, place = np.asarray(rows), self.at(self._batch(rows.ndim, rows.shape[-1]))
 
         def fed(array: np.ndarray) -> jax.Array:
-            def of(index: Any) -> np.ndarray:
+            def part(index: Any) -> np.ndarray:
+                # Of a mapped file, only these rows are read.
                 return array[wanted[index[: wanted.ndim]]]
 
-            return jax.make_array_from_callback(wanted.shape + array.shape[1:], place, of)
+            return jax.make_array_from_callback(wanted.shape + array.shape[1:], place, part)
 
         return {name: fed(array) for name, array in self.dataset.train.items()}
 
@@ -115,6 +124,7 @@ class Placement(Layout):
     def gather_layer(self, stack: str, params: Any, uses: Any, /) -> Any:
         """The same, of one layer of a stack."""
         specs = sharding.of_parameters(uses, self.mesh).items()
+        # Their first axis counts the layers.
         own = {
             path.removeprefix(f"{stack}/"): PartitionSpec(*spec[1:])
             for path, spec in specs

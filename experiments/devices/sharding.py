@@ -1,4 +1,7 @@
-"""Which axis of each parameter is sharded over which axis of the mesh: read from how the network uses it."""
+"""Which axis of each parameter is sharded over which axis of the mesh: read from how the network uses it.
+
+What belongs to a parameter lies where it does. Examples and batches are `placement`'s.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,7 @@ def check(uses: Iterable[Any], mesh: Mesh) -> None:
 
 
 def gathered(params: Any, by_path: dict[str, PartitionSpec], mesh: Mesh) -> Any:
-    """In a compiled function: those of the plain parameters that have a spec as layers use them, whole along `fsdp`.
-
-    Said, as XLA otherwise may look for another way, and in one that it finds (gradients of max pooling, on a mesh with
-    all three axes) it computes wrong numbers: `tests/experiments/test_devices.py` would show it.
-    """
+    """In a compiled function: those of the plain parameters that have a spec as layers use them, whole along `fsdp`."""
     if mesh.shape["fsdp"] == 1:
         return params
 
@@ -51,7 +50,9 @@ def gathered(params: Any, by_path: dict[str, PartitionSpec], mesh: Mesh) -> Any:
             return leaf
         shared = by_path[_name(path)]
         spec = PartitionSpec(*(None if name == "fsdp" else name for name in shared))
-        # The first holds for the gradient, whose sum over the devices each needs its own part of.
+        # Said, as XLA otherwise may look for another way, and in one that it finds (gradients of max pooling, on a mesh
+        # with all three axes) it computes wrong numbers: `tests/experiments/test_devices.py` would show it.
+        # The first constraint holds for the gradient, whose sum over the devices each needs its own part of.
         leaf = jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, shared))
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
@@ -59,7 +60,7 @@ def gathered(params: Any, by_path: dict[str, PartitionSpec], mesh: Mesh) -> Any:
 
 
 def of_state(state: Any, by_path: dict[str, PartitionSpec]) -> Any:
-    """The specs of a `training.State` with a leading axis of members, from its shapes and the plain parameters' specs.
+    """The specs of the states of several members, from their shapes and the plain parameters' specs.
 
     Moments and averages lie where their parameter does. All else is whole everywhere.
     """
@@ -73,7 +74,8 @@ def of_state(state: Any, by_path: dict[str, PartitionSpec]) -> Any:
     own = dict(jax.tree.leaves_with_path(specs))
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
-        """That of the parameter at the end of the path: optax keeps the tree of parameters whole in its states."""
+        """That of the parameter at the end of the path."""
+        # optax keeps the tree of parameters whole in its states, so that a moment's path ends with its parameter's.
         ends = (path[start:] for start in range(len(path)))
         return next((own[end] for end in ends if known.get(end) == leaf.shape), PartitionSpec())
 
