@@ -150,13 +150,16 @@ def _switched(config: OptimizerConfig, name: str, steps: int) -> Schedule:
     """An option that takes its second value in the middle of training."""
     first = config.options.get(name, _defaults(config.name)[name])
     second = config.second_half[name]
-    return lambda count: jnp.where(2 * count < steps, first, second)
+    return lambda count: jnp.where(2 * count < steps, jnp.asarray(first), second)
 
 
 def _decay(decay: Mapping[Label, float], rate: Schedule) -> optax.GradientTransformation:
     """A transformation that adds `-rate * decay * parameter` to the updates."""
 
-    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def init(_: Any) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         step = rate(state.count)
 
         def decayed(label: Label, update: jax.Array, param: jax.Array) -> jax.Array:
@@ -165,7 +168,7 @@ def _decay(decay: Mapping[Label, float], rate: Schedule) -> optax.GradientTransf
         updates = jax.tree.map(decayed, labels(params), updates, params)
         return updates, optax.ScaleByScheduleState(state.count + 1)
 
-    return optax.GradientTransformation(lambda _: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update)
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType] (its names differ)
 
 
 def labels(params: Any) -> Any:
@@ -219,7 +222,7 @@ def _try_out(config: OptimizerConfig) -> None:
         plain = config.model_copy(update={"keep_norms": False})  # there are no nodes here
         optimizer = build(plain, config.learning_rate[0], steps=2, steps_per_epoch=1)
         updates, state = optimizer.update(params, optimizer.init(params), params)
-        if any(jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(state)):
+        if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(state)):
             raise TypeError("it keeps a random key, which would be the same for all seeds")
         return updates, state
 

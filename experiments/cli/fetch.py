@@ -39,7 +39,7 @@ def download_bar(name: str) -> Iterator[DownloadBar]:
 class DownloadBar:
     """A progress bar with the methods that pooch calls."""
 
-    def __init__(self, progress: Progress, name: str):
+    def __init__(self, progress: Progress, name: str) -> None:
         self._progress, self._task = progress, progress.add_task(name, total=None)
 
     @property

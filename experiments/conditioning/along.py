@@ -36,7 +36,7 @@ class Along:
         ConfigError: the experiment has no such table, or it asks for more examples than there are.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment) -> None:
         if experiment.conditioning is None:
             raise ConfigError("conditioning: missing; name the steps to measure at, as [conditioning] steps = [0, 100]")
         self.table: ConditioningConfig = experiment.conditioning

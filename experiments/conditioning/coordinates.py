@@ -148,7 +148,7 @@ def _layer_outputs(task: Task, params: Params, examples: Examples) -> dict[str, 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         result = call(*args, **kwargs)
         if context.method_name == "__call__" and isinstance(context.module, _LAYERS):
-            outputs[context.module.name] = result
+            outputs[str(context.module.name)] = result
         return result
 
     with nn.intercept_methods(look):
@@ -168,7 +168,7 @@ def _normalizations(task: Task, examples: Examples) -> dict[str, str]:
     with nn.intercept_methods(look):
         jax.eval_shape(lambda examples: task.init(jax.random.key(0), examples), examples)
     pairs = itertools.pairwise(calls)
-    return {one.name: other.name for one, other in pairs if isinstance(other, _NORMALIZATIONS)}
+    return {str(one.name): str(other.name) for one, other in pairs if isinstance(other, _NORMALIZATIONS)}
 
 
 def _mean(outputs: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ _STEP_SIZES = 2.0 ** np.arange(-12, 13)  # in units of the best one where the Fi
 class Instruments:
     """The functions that measure one way to predict from parameters, compiled once for all places."""
 
-    def __init__(self, task: Task, predict: Callable[[Params, Examples], Any]):
+    def __init__(self, task: Task, predict: Callable[[Params, Examples], Any]) -> None:
         assert task.likelihood is not None
 
         def losses(params: Params, examples: Examples) -> jax.Array:
@@ -165,8 +165,8 @@ def _figures(density: curvature.SpectralDensity, damping: float) -> Spectrum:
 def _best_decrease(own: Instruments, params: Params, gradient: Params, examples: Examples) -> float:
     """The fraction of the loss that the best of many step sizes along a direction takes off."""
     fisher = own.matrices["fisher"](params, examples)
-    curvature_along = float(optax.tree.vdot(gradient, fisher(gradient)))
-    slope = float(optax.tree.vdot(gradient, own.gradient(params, examples)))
+    curvature_along = float(jnp.asarray(optax.tree.vdot(gradient, fisher(gradient))))
+    slope = float(jnp.asarray(optax.tree.vdot(gradient, own.gradient(params, examples))))
     before = float(own.loss(params, examples))
     if not curvature_along > 0 or not before:
         return 0.0

@@ -16,7 +16,8 @@ def read(_: Open) -> Raw:
     (also where some of these are held out for validation).
     """
     images, digits = load_digits(return_X_y=True)
-    train_x, test_x, train_y, test_y = train_test_split(images, digits, test_size=500, stratify=digits, random_state=0)
+    parts = train_test_split(images, digits, test_size=500, stratify=digits, random_state=0)
+    train_x, test_x, train_y, test_y = map(np.asarray, parts)
     mean = train_x.mean(axis=0)
     std = (train_x - mean).std()
     scaled = [((x - mean) / std).astype(np.float32) for x in (train_x, test_x)]

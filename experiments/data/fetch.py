@@ -127,7 +127,7 @@ def _retrieve(url: str, source: Source, download: Download, folder: Path, bar: P
     pooch.get_logger().setLevel(logging.WARNING)  # `say` has said it
     with bar(download.name) as progress:
         downloader = pooch.HTTPDownloader(progressbar=progress, chunk_size=2**16, timeout=_TIMEOUT, headers=_HEADERS)
-        pooch.retrieve(url, f"md5:{download.md5}", download.name, folder, unpack, downloader)
+        pooch.retrieve(url, f"md5:{download.md5}", download.name, folder, unpack, downloader)  # pyright: ignore[reportArgumentType] (its own)
     return folder / source.folder if unpack else folder
 
 

@@ -63,7 +63,7 @@ def fit(train_x: np.ndarray, epsilon: float = 1e-5) -> Whitening:
     covariance = np.zeros((len(mean), len(mean)), order="F")
     for start in range(0, len(rows), _BLOCK):
         centered = rows[start : start + _BLOCK] - mean
-        covariance = scipy.linalg.blas.dsyrk(
+        covariance = scipy.linalg.blas.dsyrk(  # pyright: ignore[reportAttributeAccessIssue] (made by f2py)
             1 / len(rows), centered.T, beta=1.0, c=covariance, overwrite_c=True, lower=True
         )
     values, vectors = scipy.linalg.eigh(covariance, driver="evd", overwrite_a=True, check_finite=False)

@@ -42,7 +42,7 @@ class Placement(Layout):
             processes train together or the examples are in a mapped file.
     """
 
-    def __init__(self, dataset: Dataset, mesh: Mesh, fed: bool | None = None):
+    def __init__(self, dataset: Dataset, mesh: Mesh, fed: bool | None = None) -> None:
         self.dataset = dataset
         self.mesh = mesh
         self.everywhere = self.at(PartitionSpec())

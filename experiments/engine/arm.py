@@ -54,7 +54,7 @@ class Arm:
         states: an entry for each group of members that makes one call; empty until `prepare` or `restore`.
     """
 
-    def __init__(self, config: ArmConfig, placement: Placement):
+    def __init__(self, config: ArmConfig, placement: Placement) -> None:
         self.config = config
         self.placement = placement
         self.members = members(config)
@@ -209,7 +209,9 @@ def build(experiment: Experiment) -> dict[str, Arm]:
     arms = {}
     for name, config in experiment.arms.items():
         try:
-            arms[name] = Arm(config, place(config.data, mesh.shape(config.mesh, config.data.batch_size)))
+            shape = mesh.shape(config.mesh, config.data.batch_size)
+            own = place(config.data, shape)  # pyright: ignore[reportArgumentType] (frozen, so pydantic gives it a hash)
+            arms[name] = Arm(config, own)
         except ConfigError as error:
             raise ConfigError(f"arm {name!r}: {error}") from None
     return arms

@@ -39,7 +39,7 @@ class Programs:
     `advance` and `init`, which are attributes.
     """
 
-    def __init__(self, config: ArmConfig, functions: Functions, placement: Placement):
+    def __init__(self, config: ArmConfig, functions: Functions, placement: Placement) -> None:
         self.config = config
         self.functions = functions
         self.placement = placement

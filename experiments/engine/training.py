@@ -298,7 +298,7 @@ class _LayerGather:
     So the task is built once, which for some takes a pass over all examples (a bigram model counts them).
     """
 
-    def __init__(self, layout: Layout):
+    def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.uses: Any = None
 

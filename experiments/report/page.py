@@ -44,7 +44,7 @@ def page(runs: Sequence[Run], rows: Sequence[Row], measured: Sequence[Curvature]
 
 def _template() -> jinja2.Template:
     """The template of the page. A name that it does not get is an error, and not an empty place."""
-    loader = jinja2.PackageLoader(__package__, package_path=".")
+    loader = jinja2.PackageLoader("experiments.report", package_path=".")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

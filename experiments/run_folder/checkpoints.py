@@ -29,7 +29,7 @@ _WAIT = 300  # seconds that a process waits for what the others have to write
 class Checkpoints:
     """The checkpoints of a run, by step; the newest `keep` of them are kept."""
 
-    def __init__(self, path: Path, keep: int):
+    def __init__(self, path: Path, keep: int) -> None:
         self.path = path.absolute()
         waiting = ocp.AsyncOptions(timeout_secs=_WAIT)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, async_options=waiting)
@@ -118,7 +118,8 @@ class Checkpoints:
             ValueError: it holds none, or other arrays; and whatever Orbax raises where a file is damaged.
         """
         # Without the manager, which waits for the other processes to have read.
-        names, folder = _named(like), self.path / str(step)
+        names = _named(like)
+        folder: Any = self.path / str(step)  # Orbax's types ask for a path of etils, and its code takes any
         about = ocp.JsonCheckpointHandler().restore(folder / "about", args=ocp.args.JsonRestore())
         if "checksums" not in about:
             raise ValueError("it was saved by an older version of this code")

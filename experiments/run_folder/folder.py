@@ -73,7 +73,7 @@ class RunFolder:
         resume: bool = False,
         tensorboard: bool = False,
         data: Mapping[str, str] | None = None,
-    ):
+    ) -> None:
         if tensorboard:
             require_tensorboard()
         self.path = path

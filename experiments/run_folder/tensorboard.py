@@ -41,7 +41,7 @@ class EventFiles:
         ConfigError: tensorboardX is not installed.
     """
 
-    def __init__(self, folder: Path, purge_step: int, first_seed: int = 0):
+    def __init__(self, folder: Path, purge_step: int, first_seed: int = 0) -> None:
         self._library = require()
         self._proto = importlib.import_module("tensorboardX.proto.event_pb2")
         self._summary = importlib.import_module("tensorboardX.proto.summary_pb2").Summary

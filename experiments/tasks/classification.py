@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -88,7 +88,7 @@ def build(config: Config, dataset: Dataset, _gather: Gather) -> Task:
         return logits, updates.get("batch_stats", {})
 
     def evaluate(params: Params, state: ModelState, examples: Examples, _: Any) -> dict[str, jax.Array]:
-        logits = network.apply({"params": params, "batch_stats": state}, examples["x"], train=False)
+        logits = cast(jax.Array, network.apply({"params": params, "batch_stats": state}, examples["x"], train=False))
         return {"loss": _cross_entropy(logits, examples), "error": logits.argmax(-1) != examples["y"]}
 
     return Task(init, predict, _cross_entropy, evaluate, likelihood="categorical")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def build(config: Config, dataset: Dataset, gather: Gather) -> Task:
         return network.init(key, _given(examples)[:1])["params"], {}
 
     def predict(params: Params, state: ModelState, examples: Examples, _: Any) -> tuple[jax.Array, ModelState]:
-        return network.apply({"params": params}, _given(examples)), state
+        return cast(jax.Array, network.apply({"params": params}, _given(examples))), state
 
     def sample(params: Params, _state: ModelState, key: jax.Array) -> jax.Array:
         """Text, byte by byte.
@@ -97,7 +97,7 @@ def build(config: Config, dataset: Dataset, gather: Gather) -> Task:
         """
 
         def write(place: jax.Array, tokens: jax.Array) -> jax.Array:
-            logits = network.apply({"params": params}, tokens[None])[0, place - 1]
+            logits = cast(jax.Array, network.apply({"params": params}, tokens[None]))[0, place - 1]
             return tokens.at[place].set(drawn(jax.random.fold_in(key, place), logits, config.temperature))
 
         tokens = jnp.zeros(window, jnp.int32).at[: len(prompt)].set(prompt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -36,7 +36,7 @@ def build(config: LinearConfig, dataset: Dataset, _gather: Gather) -> Task:
         return neuron.init(key, _flat(examples["x"][:1]))["params"], {}
 
     def predict(params: Params, state: ModelState, examples: Examples, _: Any) -> tuple[jax.Array, ModelState]:
-        return neuron.apply({"params": params}, _flat(examples["x"])), state
+        return cast(jax.Array, neuron.apply({"params": params}, _flat(examples["x"]))), state
 
     def losses(outputs: jax.Array, examples: Examples) -> jax.Array:
         return 0.5 * jnp.square(outputs[:, 0].astype(jnp.float32) - examples["y"])

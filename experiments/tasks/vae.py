@@ -6,7 +6,7 @@ The network is in `resnet_vae`, the bound in `bound`, and the distributions of p
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -174,10 +174,10 @@ class _Model(NamedTuple):
         return examples["x"].reshape(-1, *self.network.image)
 
     def _drawn(self, params: Params, x: jax.Array, noise: list[jax.Array]) -> Drawn:
-        return self.network.apply({"params": params}, x, noise)
+        return cast(Drawn, self.network.apply({"params": params}, x, noise))
 
     def _generated(self, params: Params, noise: list[jax.Array], top: jax.Array | None = None) -> Drawn:
-        return self.network.apply({"params": params}, noise, top, method="generate")
+        return cast(Drawn, self.network.apply({"params": params}, noise, top, method="generate"))
 
     def _noise(self, key: jax.Array, *count: int) -> list[jax.Array]:
         """Noise for so many examples; without a count, for one example without an axis of examples."""

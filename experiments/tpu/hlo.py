@@ -118,7 +118,8 @@ class Module:
 def parse(text: str) -> Module:
     """The module that `compiled.as_text()` of JAX prints."""
     computations: dict[str, Computation] = {}
-    entry, current = "", {}  # type: str, Computation
+    entry = ""
+    current: Computation = {}
     for line in text.splitlines():
         header = _HEADER.match(line)
         if header:

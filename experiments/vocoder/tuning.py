@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def mel_loss(config: VocoderConfig) -> Callable[[Any, jax.Array], jax.Array]:
     losses there.
     """
     apply, spectrogram = wn.wrap(Generator(config.generator).apply), log_mel(config)
-    return lambda variables, mel: jnp.mean(jnp.abs(spectrogram(apply(variables, mel)) - mel))
+    return lambda variables, mel: jnp.mean(jnp.abs(spectrogram(cast(jax.Array, apply(variables, mel))) - mel))
 
 
 def tune(config: VocoderConfig, variables: Any, mel: jax.Array) -> Iterator[tuple[int, float, Any]]:

@@ -157,7 +157,7 @@ def spectral_density(operator: LinearOperator, key: jax.Array, probes: int = 4, 
 class _Lanczos:
     """The process: after k steps, `operator` is tridiagonal on the first k vectors of an orthonormal basis."""
 
-    def __init__(self, operator: LinearOperator, key: jax.Array, steps: int):
+    def __init__(self, operator: LinearOperator, key: jax.Array, steps: int) -> None:
         self.operator = operator
         self._keys = iter(jax.random.split(key, steps + 1))
         self._basis = jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), operator.params)

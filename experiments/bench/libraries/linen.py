@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -46,7 +46,7 @@ def build(row: Row, wrapped: bool = False) -> tuple[Apply, Any]:
     """A function and its parameters."""
     net, x = Net(row.build(), wrapped), inputs(row)
     example = (x[0] if row.work == "accumulate" else x).astype("float32")  # as parameters begin; they are cast then
-    return of_members(row, net.apply), members(row, lambda key: net.init(key, example))
+    return of_members(row, cast(Apply, net.apply)), members(row, lambda key: net.init(key, example))
 
 
 def _layer(layer: Layer, name: str) -> nn.Module:

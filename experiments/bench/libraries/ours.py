@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -23,7 +23,7 @@ def arms(row: Row) -> list[Arm]:
     x = inputs(row)
     plain = [arm(name, _PLAIN, row, apply, params, x) for name in (_PLAIN, "control")]
 
-    def ours(name: str, scale: str = "auto", **options: Any) -> Arm:
+    def ours(name: str, scale: Literal["auto", "weight", "output"] = "auto", **options: Any) -> Arm:
         return arm(name, _PLAIN, row, wn.wrap(apply, scale=scale), nodes, x, **options)
 
     if row.large:
