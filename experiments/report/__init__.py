@@ -1,4 +1,4 @@
-"""What runs showed: a table, pictures, and a page that holds everything that it took."""
+"""The report on runs: a table, pictures, and a page that holds everything that it took."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ from experiments.report.summary import Row, Table, summarize
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was found and where it was written; `table` is for the terminal."""
+    """The findings, and where they were written."""
 
     rows: list[Row]
+    """A row for each arm and learning rate."""
+
     table: list[Table]
+    """The rows as text, for the terminal to draw."""
+
     summary: Path
+    """The rows as JSON."""
+
     curves: Path
+    """The picture of the losses along training."""
+
     page: Path
+    """One file with everything in it."""
 
 
 def report(paths: Iterable[Path], out: Path | None = None) -> Report:

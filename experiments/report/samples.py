@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from experiments import files
 from experiments.errors import ConfigError
 from experiments.report.runs import Run
-from experiments.run_folder.folder import SAMPLES
+from experiments.run_folder.record import SAMPLES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from experiments import files
 from experiments.errors import ConfigError
 from experiments.run_folder.conditioning import KEYS
-from experiments.run_folder.folder import MEASURED
+from experiments.run_folder.record import MEASURED
 
 Record = dict[str, Any]
 """A `run_folder.conditioning.Measurement` with its `seed` and `step`."""
