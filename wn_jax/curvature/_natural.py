@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from wn_jax.curvature._differentiable import like
 from wn_jax.curvature._operators import LinearOperator
+from wn_jax.curvature._trees import like
 from wn_jax.curvature._vectors import normalized
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 
-from wn_jax.curvature._differentiable import Rest, combine, like, split
+from wn_jax.curvature._trees import Rest, combine, like, split
 
 Whole = Callable[[Any], Any]
 """Makes the whole parameter tree of its arrays."""

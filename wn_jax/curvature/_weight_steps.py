@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from wn_jax._transform import reconstruct
-from wn_jax.curvature._differentiable import combine, split
+from wn_jax.curvature._trees import combine, split
 from wn_jax.curvature._vectors import normalized
 from wn_jax.optim._directions import node_lengths
 
