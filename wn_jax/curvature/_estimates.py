@@ -1,24 +1,33 @@
 """Estimates of a matrix' trace and diagonal from products with random vectors.
 
+`trace` is the matrix' trace here, and no tracing of a program.
+
 Sources: Hutchinson 1989 (trace); Bekas, Kokiopoulou & Saad 2007 (diagonal).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
+from wn_jax._types import Params
 from wn_jax.curvature._operators import NOT_FINITE, LinearOperator
+from wn_jax.curvature._trees import inner
 
 
 class Estimate(NamedTuple):
-    """A mean over random vectors and its standard error (0 where it is exact, NaN where there was one vector)."""
+    """A mean over random vectors, and how far it may be off."""
 
-    value: Any
-    standard_error: Any
+    value: Params
+    """The mean: a scalar for a trace, a tree like the parameters for a diagonal."""
+
+    standard_error: Params
+    """Its standard error, of the same structure: 0 where the mean is exact, NaN where there was one vector."""
 
 
 def trace(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Estimate:
@@ -30,15 +39,17 @@ def trace(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Estima
         ValueError: `probes` is not positive, or a product is not finite.
 
     >>> from wn_jax.curvature import hessian
-    >>> H = hessian(lambda x, scale: jnp.sum(scale * x**2) / 2)(jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
+    >>> H = hessian(lambda x, h: jnp.sum(h * x**2) / 2)(jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
     >>> print(trace(H, jax.random.key(0)).value)
     6.0
     """
-    _check(probes)
+    _check_probes(probes)
     if probes >= operator.size:
         return Estimate(optax.tree.sum(diagonal(operator, key, probes).value), jnp.zeros(()))
-    samples = [optax.tree.vdot(z, operator(z)) for z in _signs(operator, key, probes)]
-    return _checked(Estimate(jnp.mean(jnp.stack(samples)), _standard_error(jnp.stack(samples))))
+    samples = jnp.stack([inner(z, operator(z)) for z in _signs(operator, key, probes)])
+    estimate = Estimate(jnp.mean(samples), _standard_error(samples))
+    _check_finite(estimate)
+    return estimate
 
 
 def diagonal(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Estimate:
@@ -50,33 +61,43 @@ def diagonal(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Est
         ValueError: `probes` is not positive, or a product is not finite.
 
     >>> from wn_jax.curvature import hessian
-    >>> H = hessian(lambda x, scale: jnp.sum(scale * x**2) / 2)(jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
+    >>> H = hessian(lambda x, h: jnp.sum(h * x**2) / 2)(jnp.ones(3), jnp.array([1.0, 2.0, 3.0]))
     >>> print(diagonal(H, jax.random.key(0)).value)
     [1. 2. 3.]
     """
-    _check(probes)
+    _check_probes(probes)
     if probes >= operator.size:
         value = operator.unravel(jnp.diagonal(operator.dense()))
-        return _checked(Estimate(value, jax.tree.map(jnp.zeros_like, value)))
-    # Sums, and not a stack, which would take the memory of all probes. Shifted by the first, as squares cancel.
-    first, total, squares = None, None, None
-    for z in _signs(operator, key, probes):
-        sample = jax.tree.map(jnp.multiply, z, operator(z))
-        first = sample if first is None else first
-        change = optax.tree.sub(sample, first)
-        total = change if total is None else optax.tree.add(total, change)
-        square = jax.tree.map(jnp.square, change)
-        squares = square if squares is None else optax.tree.add(squares, square)
+        estimate = Estimate(value, jax.tree.map(jnp.zeros_like, value))
+    else:
+        estimate = _estimated_diagonal(operator, key, probes)
+    _check_finite(estimate)
+    return estimate
 
-    def error(total: jax.Array, squares: jax.Array) -> jax.Array:
+
+def _estimated_diagonal(operator: LinearOperator, key: jax.Array, probes: int) -> Estimate:
+    """The mean of `z * A z` over random vectors z, with its standard error."""
+    # Sums, and not a stack, which would take the memory of all probes. Shifted by the first, as squares cancel.
+    samples = (jax.tree.map(jnp.multiply, z, operator(z)) for z in _signs(operator, key, probes))
+    first = next(samples)
+    total = squares = jax.tree.map(jnp.zeros_like, first)
+    for sample in samples:
+        change = optax.tree.sub(sample, first)
+        total = optax.tree.add(total, change)
+        squares = optax.tree.add(squares, jax.tree.map(jnp.square, change))
+
+    def mean(first: jax.Array, total: jax.Array) -> jax.Array:
+        return first + total / probes
+
+    def standard_error(total: jax.Array, squares: jax.Array) -> jax.Array:
         variance = jnp.maximum(squares - jnp.square(total) / probes, 0) / (probes - 1 or jnp.nan)
         return jnp.sqrt(variance / probes)
 
-    value = jax.tree.map(lambda first, total: first + total / probes, first, total)
-    return _checked(Estimate(value, jax.tree.map(error, total, squares)))
+    return Estimate(jax.tree.map(mean, first, total), jax.tree.map(standard_error, total, squares))
 
 
-def _signs(operator: LinearOperator, key: jax.Array, probes: int) -> Any:
+def _signs(operator: LinearOperator, key: jax.Array, probes: int) -> Iterator[Params]:
+    """Random vectors of 1 and -1: of independent entries, these give the trace of least variance (Hutchinson 1989)."""
     for own in jax.random.split(key, probes):
         yield optax.tree.random_like(own, operator.params, jax.random.rademacher)
 
@@ -85,13 +106,13 @@ def _standard_error(samples: jax.Array) -> jax.Array:
     return jnp.std(samples, ddof=1) / jnp.sqrt(len(samples)) if len(samples) > 1 else jnp.full((), jnp.nan)
 
 
-def _checked(estimate: Estimate) -> Estimate:
+def _check_finite(estimate: Estimate) -> None:
+    """Raises ValueError where an estimate is not finite; under `jit` nobody can know."""
     for leaf in jax.tree.leaves(estimate.value):
         if not isinstance(leaf, jax.core.Tracer) and not jnp.isfinite(leaf).all():
             raise ValueError(NOT_FINITE)
-    return estimate
 
 
-def _check(probes: int) -> None:
+def _check_probes(probes: int) -> None:
     if probes < 1:
         raise ValueError(f"probes must be 1 or more; got {probes}")

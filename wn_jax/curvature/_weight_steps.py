@@ -1,23 +1,25 @@
-"""What a step in the parameters that are trained does to the weights that they stand for."""
+"""Steps in the parameters that are trained, and what they do to the weights that these stand for.
+
+This file owns the way of a step through a parametrization, the angle between two steps, and the law by which `||v||`
+grows. Statistics of `v` itself are `wn_jax.optim`'s.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from wn_jax._transform import reconstruct
-from wn_jax.curvature._trees import combine, split
-from wn_jax.curvature._vectors import normalized
+from wn_jax._types import Params, PyTree
+from wn_jax.curvature._trees import combine, inner, normalized, partition
 from wn_jax.optim._directions import node_lengths
 
 
 def weight_step(
-    loss: Callable[[Any, Any], jax.Array], weights: Callable[[Any], Any] = reconstruct
-) -> Callable[[Any, Any], Any]:
+    loss: Callable[[Params, PyTree], jax.Array], weights: Callable[[Params], Params] = reconstruct
+) -> Callable[[Params, PyTree], Params]:
     """The direction in which a small step of gradient descent moves the weights: `J J' grad_w`.
 
     J is the Jacobian of the weights by the parameters. A step of size `lr` in the parameters changes the weights by
@@ -35,36 +37,40 @@ def weight_step(
 
     >>> from wn_jax import WeightNorm
     >>> node = WeightNorm.from_weight(jnp.array([[3.0], [4.0]]), -2)
-    >>> step = weight_step(lambda params, scale: scale * jnp.sum(params["w"]))({"w": node}, 1.0)
+    >>> step = weight_step(lambda params, factor: factor * jnp.sum(params["w"]))({"w": node}, 1.0)
     >>> print(step["w"].T)  # here ||v|| = g, so J J' is the identity
     [[1. 1.]]
     """
 
-    def step(params: Any, batch: Any) -> Any:
-        arrays, rest = split(params)
-        _, plain_rest = split(weights(params))
+    def step(params: Params, batch: PyTree) -> Params:
+        arrays, rest = partition(params)
+        _, plain_rest = partition(weights(params))
 
-        def arrays_of_weights(arrays: Any) -> Any:
-            return split(weights(combine(arrays, rest)))[0]
+        def plain_arrays(arrays: Params) -> Params:
+            return partition(weights(combine(arrays, rest)))[0]
 
-        plain, pull_back = jax.vjp(arrays_of_weights, arrays)
-        (in_params,) = pull_back(jax.grad(lambda plain: loss(combine(plain, plain_rest), batch))(plain))
-        return jax.jvp(arrays_of_weights, (arrays,), (in_params,))[1]
+        def loss_of_plain(plain: Params) -> jax.Array:
+            return loss(combine(plain, plain_rest), batch)
+
+        # J' grad_w is the gradient in the parameters; J takes it back to the weights.
+        plain, pull_back = jax.vjp(plain_arrays, arrays)
+        (in_params,) = pull_back(jax.grad(loss_of_plain)(plain))
+        return jax.jvp(plain_arrays, (arrays,), (in_params,))[1]
 
     return step
 
 
-def cosine(first: Any, second: Any) -> jax.Array:
+def cosine(first: Params, second: Params) -> jax.Array:
     """The cosine of the angle between two trees of one structure, as vectors; NaN where one is 0.
 
     >>> print(cosine({"a": jnp.array([1.0, 0.0])}, {"a": jnp.array([3.0, 4.0])}))
     0.6
     """
     (first, length), (second, other_length) = normalized(first), normalized(second)
-    return jnp.where((length > 0) & (other_length > 0), optax.tree.vdot(first, second), jnp.nan)
+    return jnp.where((length > 0) & (other_length > 0), inner(first, second), jnp.nan)
 
 
-def norm_growth(before: Any, after: Any) -> dict[str, dict[str, jax.Array]]:
+def norm_growth(before: Params, after: Params) -> dict[str, dict[str, jax.Array]]:
     """How much longer an update made each `v`, and how much longer it would have if it were orthogonal to `v`.
 
     A gradient is orthogonal to `v`, so that under plain SGD `||v'|| = sqrt(1 + c^2) ||v||`, with `c` the length of the
@@ -82,8 +88,10 @@ def norm_growth(before: Any, after: Any) -> dict[str, dict[str, jax.Array]]:
     >>> {name: round(float(x[0]), 3) for name, x in norm_growth(before, after)["w"].items()}
     {'c': 1.333, 'growth': 1.667, 'law': 1.667}
     """
+    # Leaves that are no arrays (a function, in an Equinox model) cannot be subtracted.
     changes = jax.tree.map(lambda old, new: new - old if hasattr(new, "dtype") else new, before, after)
     old, new, steps = (node_lengths(tree) for tree in (before, after, changes))
+
     growth = {}
     for path, length in old.items():
         c = steps[path] / length
