@@ -74,7 +74,7 @@ def gauss_newton(
         loss: `(outputs, batch) -> scalar`.
         batch_size: as in `hessian`.
 
-    Returns and raises: as `hessian`; the model must also have a forward mode (a `jax.custom_vjp` has none).
+    Returns and raises: as `hessian`. The model must also have a forward mode (a `jax.custom_vjp` has none).
 
     >>> model, loss = lambda params, x: x @ params, lambda outputs, x: 0.5 * jnp.mean(outputs**2)
     >>> x = jnp.array([[1.0, 0.0], [0.0, 3.0]])
@@ -138,7 +138,7 @@ def empirical_fisher(losses: Loss, batch_size: int | None = None) -> Callable[[P
         losses: `(params, batch) -> (examples,)`, the loss of each; `wn_jax.wrap(losses)` for trees with nodes.
         batch_size: as in `hessian`.
 
-    Returns and raises: as `gauss_newton`, but for the loss, which must be a vector.
+    Returns and raises: as `gauss_newton`. Of the losses, it raises where they are no vector.
 
     >>> losses = lambda params, x: 0.5 * (x @ params) ** 2
     >>> empirical_fisher(losses)(jnp.array([1.0, 1.0]), jnp.array([[1.0, 0.0], [0.0, 2.0]])).dense()

@@ -1,10 +1,13 @@
-"""The directions `v` of a tree's nodes: statistics of their lengths, and an update rule that keeps them."""
+"""The directions `v` of a tree's nodes: statistics of their lengths, and an update rule that keeps them.
+
+What becomes of the lengths that are kept when the parameters are rewritten is for `_moments`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +17,11 @@ from wn_jax._boxes import rebox, unbox
 from wn_jax._node import WeightNorm
 from wn_jax._norms import norm, norm_dtype
 from wn_jax._tree import leaf_path
+from wn_jax._types import KeyPath, Leaf, Params
 
 
-def direction_stats(params: Any, reduce: Callable[[jax.Array], Any] | None = jnp.mean) -> dict[str, dict[str, Any]]:
-    """What to log of every node, by path: `v_norm`, `g` and `effective_step`.
+def direction_stats(params: Params, reduce: Callable[[jax.Array], Any] | None = jnp.mean) -> dict[str, dict[str, Any]]:
+    """Figures to log of every node, by path: `v_norm`, `g` and `effective_step`.
 
     One pass over `v`, inside or outside `jit`.
 
@@ -34,13 +38,14 @@ def direction_stats(params: Any, reduce: Callable[[jax.Array], Any] | None = jnp
     >>> {name: float(value) for name, value in stats["kernel"].items()}
     {'v_norm': 5.0, 'g': 5.0, 'effective_step': 0.20000000298023224}
     """
-    return {path: _stats(node, reduce or (lambda x: x)) for path, node in _nodes(params).items()}
+    return {path: _stats(node, reduce or (lambda x: x)) for path, node in _nodes_by_path(params).items()}
 
 
 class ProjectDirectionsState(NamedTuple):
-    """The norms to keep, by path of the node."""
+    """The state of `project_directions`."""
 
     norms: dict[str, jax.Array]
+    """The norms to keep, by path of the node; 0 where there is no direction to keep."""
 
 
 def project_directions() -> optax.GradientTransformation:
@@ -61,44 +66,47 @@ def project_directions() -> optax.GradientTransformation:
     >>> tx = optax.chain(optax.adam(1e-3), project_directions())
     """
 
-    def init(params: Any) -> ProjectDirectionsState:
-        if not _nodes(params):
+    def init(params: Params) -> ProjectDirectionsState:
+        if not _nodes_by_path(params):
             raise ValueError("project_directions found no WeightNorm node in the parameters; reparameterize them first")
         return ProjectDirectionsState(lengths_to_keep(params))
 
-    def update(updates: Any, state: ProjectDirectionsState, params: Any = None) -> tuple[Any, ProjectDirectionsState]:
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("project_directions needs the parameters: call tx.update(updates, state, params)")
+        norms = cast(ProjectDirectionsState, state).norms  # optax hands back what `init` made
 
-        def project(path: Any, update: Any, node: Any) -> Any:
+        def project(path: KeyPath, update: Leaf, node: Leaf) -> Leaf:
             if not (isinstance(node, WeightNorm) and _has_direction(node)):
                 return update
-            if leaf_path(path) not in state.norms:
+            name = leaf_path(path)
+            if name not in norms:
                 raise ValueError(
-                    f"project_directions knows no norm for the node {leaf_path(path)!r}, which was not there at init; "
+                    f"project_directions knows no norm for the node {name!r}, which was not there at init; "
                     "use wn_jax.optim.transfer_state after a rewrite of the parameters"
                 )
-            return dataclasses.replace(update, v=_projected(update.v, node, state.norms[leaf_path(path)]))
+            return dataclasses.replace(update, v=_projected(update.v, node, norms[name]))
 
-        return jax.tree_util.tree_map_with_path(project, updates, params, is_leaf=_is_weight_norm), state
+        return jax.tree.map_with_path(project, updates, params, is_leaf=_is_weight_norm), state
 
     return optax.GradientTransformation(init, update)
 
 
-def node_lengths(params: Any) -> dict[str, jax.Array]:
+def node_lengths(params: Params) -> dict[str, jax.Array]:
     """`||v||` of every node, by path, shaped as `g`."""
-    return {path: _lengths(node)[0] for path, node in _nodes(params).items()}
+    return {path: _length(node) for path, node in _nodes_by_path(params).items()}
 
 
-def lengths_to_keep(params: Any) -> dict[str, jax.Array]:
+def lengths_to_keep(params: Params) -> dict[str, jax.Array]:
     """`||v||` of every node that holds a `v`, by path; 0 where there is no direction to keep."""
-    nodes = {path: node for path, node in _nodes(params).items() if _has_direction(node)}
-    return {path: _lengths(node)[0] for path, node in nodes.items()}
+    return {path: _length(node) for path, node in _nodes_by_path(params).items() if _has_direction(node)}
 
 
-def _projected(update: Any, node: WeightNorm, target: jax.Array) -> Any:
+def _projected(update: Leaf, node: WeightNorm, target: jax.Array) -> Leaf:
     """The update that ends on the sphere of radius `target`, in the direction where `update` would have ended."""
-    _, v = _lengths(node)
+    v = _wide_direction(node)
     dtype = unbox(update).dtype
     step = unbox(update).astype(v.dtype)
     length, _ = norm(v + step, node.axes, node.axis_names)
@@ -107,30 +115,36 @@ def _projected(update: Any, node: WeightNorm, target: jax.Array) -> Any:
 
 
 def _stats(node: WeightNorm, reduce: Callable[[jax.Array], Any]) -> dict[str, Any]:
-    length, _ = _lengths(node)
-    g = unbox(node.g)
+    """The figures of one node."""
+    length, g = _length(node), unbox(node.g)
+    # Divided twice, as the square of a length may leave the range of the dtype where the length does not.
     effective_step = jnp.where(length == 0, 0, jnp.abs(g) / length / length)
     stats = {"v_norm": length, "g": g, "effective_step": effective_step}
     return {name: reduce(value) for name, value in stats.items()}
 
 
-def _lengths(node: WeightNorm) -> tuple[jax.Array, jax.Array]:
-    """`||v||`, and `v` without its box, in the norm's dtype. Where `||v||^2` underflows, the length reads 0."""
+def _length(node: WeightNorm) -> jax.Array:
+    """`||v||`, in the norm's dtype. Where `||v||^2` underflows, it reads 0."""
+    length, vanishes = norm(_wide_direction(node), node.axes, node.axis_names)
+    return jnp.where(vanishes, 0, length)
+
+
+def _wide_direction(node: WeightNorm) -> jax.Array:
+    """`v` without its box, in the norm's dtype."""
     v = unbox(node.v)
-    wide = jnp.asarray(v, norm_dtype(v.dtype))
-    length, vanishes = norm(wide, node.axes, node.axis_names)
-    return jnp.where(vanishes, 0, length), wide
+    return jnp.asarray(v, norm_dtype(v.dtype))
 
 
-def _nodes(params: Any) -> dict[str, WeightNorm]:
-    pairs = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_weight_norm)
+def _nodes_by_path(params: Params) -> dict[str, WeightNorm]:
+    """The nodes of weight normalization in a tree, those inside nodes of another kind too."""
+    pairs = jax.tree.leaves_with_path(params, is_leaf=_is_weight_norm)
     return {leaf_path(path): leaf for path, leaf in pairs if isinstance(leaf, WeightNorm)}
 
 
-def _is_weight_norm(x: Any) -> bool:
+def _is_weight_norm(x: Leaf) -> bool:
     return isinstance(x, WeightNorm)
 
 
 def _has_direction(node: WeightNorm) -> bool:
     """Whether `v` is there: inside `optax.partition` or `optax.masked` it may be masked away."""
-    return bool(jax.tree_util.tree_leaves(node.v))
+    return bool(jax.tree.leaves(node.v))

@@ -1,18 +1,21 @@
-"""Masks for optax: which leaves of a tree with nodes decay."""
+"""Masks for optax: which leaves of a tree with nodes decay.
+
+Learning rates of their own for `g` and `v` need no mask; for these there is `wn_jax.labels`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from wn_jax._node import WeightNorm
+from wn_jax._types import Leaf, Params, PyTree
 
 
-def weight_decay_mask(params: Any, plain: Callable[[Any], bool] = lambda leaf: jnp.ndim(leaf) >= 2) -> Any:
+def weight_decay_mask(params: Params, plain: Callable[[Leaf], bool] = lambda leaf: jnp.ndim(leaf) >= 2) -> PyTree:
     """A mask for `optax.adamw(mask=...)` or `optax.add_decayed_weights`: decay every `g`, no `v`.
 
     Since `||w|| = |g|`, decaying `g` is L2 regularization of the weight: it shrinks `w` by the factor that decaying
@@ -31,13 +34,14 @@ def weight_decay_mask(params: Any, plain: Callable[[Any], bool] = lambda leaf: j
     {'bias': False, 'kernel': WeightNorm(g=True, v=False, axes=(-2,))}
     """
 
-    def mask(x: Any) -> Any:
+    def mask(x: Leaf) -> bool | WeightNorm:
         if isinstance(x, WeightNorm):
-            return dataclasses.replace(x, g=_fill(x.g, True), v=_fill(x.v, False))
-        return hasattr(x, "shape") and bool(plain(x))
+            return dataclasses.replace(x, g=_filled(x.g, True), v=_filled(x.v, False))
+        return hasattr(x, "shape") and bool(plain(x))  # no function or name of an Equinox model decays
 
-    return jax.tree_util.tree_map(mask, params, is_leaf=lambda x: isinstance(x, WeightNorm))
+    return jax.tree.map(mask, params, is_leaf=lambda x: isinstance(x, WeightNorm))
 
 
-def _fill(tree: Any, value: Any) -> Any:
-    return jax.tree_util.tree_map(lambda _: value, tree)
+def _filled(tree: PyTree, value: bool) -> PyTree:
+    """A half of a node, which may be in a box, with `value` in place of its array."""
+    return jax.tree.map(lambda _: value, tree)

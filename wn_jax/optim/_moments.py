@@ -1,17 +1,26 @@
-"""Optimizer state across a rewrite of the parameters: from plain weights to nodes, or back, in mid-training."""
+"""Optimizer state across a rewrite of the parameters: from plain weights to nodes, or back, in mid-training.
+
+This file owns which states are understood and the chain rule for their moments. Rewriting the parameters themselves is
+for `reparameterize` and `reconstruct`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from wn_jax._boxes import is_box, rebox, unbox
+from wn_jax._boxes import rebox, unbox
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._norms import norm, norm_dtype
+from wn_jax._tree import flatten
+from wn_jax._types import Leaf, Params, PyTree, Shape
 from wn_jax.optim._directions import ProjectDirectionsState, lengths_to_keep
+
+State = TypeVar("State")
 
 # The optimizer states that are understood, with their fields that depend on the parameters: whether these are squares
 # of gradients, element by element, or linear in gradients.
@@ -28,7 +37,7 @@ _MOMENTS: dict[type, dict[str, bool]] = {
 }
 
 
-def transfer_state(opt_state: Any, params: Any, new_params: Any) -> Any:
+def transfer_state(opt_state: State, params: Params, new_params: Params) -> State:
     """Optimizer state for `new_params`, from the state for `params`: to nodes or back to plain weights, mid-training.
 
     What is linear in the gradients (momentum, Adam's first moment) follows the chain rule exactly, at the current
@@ -56,114 +65,149 @@ def transfer_state(opt_state: Any, params: Any, new_params: Any) -> Any:
     >>> state = transfer_state(state, nodes, wn.reconstruct(nodes))  # ... and back
     """
     _check_rewrite(params, new_params)
-
-    def transfer(name: str, moments: Any, squares: bool) -> Any:
-        if not _is_like(moments, params):
-            raise ValueError(_UNKNOWN.format(f"holds {name} for a part of the parameters only"))
-        return _transfer_moments(moments, params, new_params, squares)
-
-    def convert(x: Any) -> Any:
-        if isinstance(x, ProjectDirectionsState):
-            lengths = lengths_to_keep(new_params)
-            return ProjectDirectionsState({path: x.norms.get(path, length) for path, length in lengths.items()})
-        if type(x) in _MOMENTS:
-            fields = _MOMENTS[type(x)]
-            moved = {name: transfer(name, getattr(x, name), squares) for name, squares in fields.items()}
-            return x._replace(
-                **moved, **{name: walk(value) for name, value in x._asdict().items() if name not in fields}
-            )
-        if _is_like(x, params) or jnp.ndim(x) > 0:
-            raise ValueError(_UNKNOWN.format(f"holds {jax.tree_util.tree_map(jnp.shape, x)}, of unknown meaning"))
-        return x
-
-    def walk(x: Any) -> Any:
-        stop = lambda y: type(y) in _MOMENTS or isinstance(y, ProjectDirectionsState) or _is_like(y, params)  # noqa: E731
-        return jax.tree_util.tree_map(convert, x, is_leaf=stop)
-
-    return walk(opt_state)
+    return _Transfer(params, new_params).whole(opt_state)
 
 
 _UNKNOWN = "opt_state {}, so it cannot be transferred; start this optimizer afresh with tx.init(new_params)"
 
 
-def _is_like(x: Any, params: Any) -> bool:
+@dataclasses.dataclass(frozen=True)
+class _Transfer:
+    """Moves an optimizer's state from the parameters that it belongs to over to the new ones."""
+
+    params: Params
+    new_params: Params
+
+    def whole(self, state: PyTree) -> PyTree:
+        """A state, or a tree of states (a chain, a wrapper), for the new parameters."""
+        return jax.tree.map(self._part, state, is_leaf=self._is_part)
+
+    def _is_part(self, x: PyTree) -> bool:
+        """Whether `x` is taken as one: a state that is understood, or a tree like the parameters, which is not."""
+        return type(x) in _MOMENTS or isinstance(x, ProjectDirectionsState) or _is_like(x, self.params)
+
+    def _part(self, x: PyTree) -> PyTree:
+        if isinstance(x, ProjectDirectionsState):
+            return self._lengths(x)
+        if type(x) in _MOMENTS:
+            return self._understood(x)
+        # A scalar is a counter or a rate, and does not depend on the parameters. Of an array nobody knows.
+        if _is_like(x, self.params) or jnp.ndim(x) > 0:
+            raise ValueError(_UNKNOWN.format(f"holds {jax.tree.map(jnp.shape, x)}, of unknown meaning"))
+        return x
+
+    def _lengths(self, state: ProjectDirectionsState) -> ProjectDirectionsState:
+        """The norms to keep: those of nodes that were there already, and of new nodes their present ones."""
+        present = lengths_to_keep(self.new_params)
+        return ProjectDirectionsState({path: state.norms.get(path, length) for path, length in present.items()})
+
+    def _understood(self, state: PyTree) -> PyTree:
+        """A state of optax, whose moments follow the chain rule; its other fields may be states again."""
+        kinds = _MOMENTS[type(state)]
+        fields = {
+            name: self._moments(name, value, kinds[name]) if name in kinds else self.whole(value)
+            for name, value in state._asdict().items()
+        }
+        return state._replace(**fields)
+
+    def _moments(self, name: str, moments: PyTree, squares: bool) -> PyTree:
+        """Moments as a tree like the new parameters."""
+        if not _is_like(moments, self.params):
+            raise ValueError(_UNKNOWN.format(f"holds {name} for a part of the parameters only"))
+
+        def move(moment: Leaf, before: Leaf, after: Leaf) -> Leaf:
+            if is_node(before) == is_node(after):
+                return moment
+            if is_node(after):
+                return _moment_of_node(moment, after, squares)
+            return _moment_of_weight(moment, before, squares)
+
+        leaves = (flatten(tree)[1] for tree in (moments, self.params, self.new_params))
+        structure = flatten(self.new_params)[2]
+        return jax.tree.unflatten(structure, [move(*three) for three in zip(*leaves, strict=True)])
+
+
+def _is_like(x: PyTree, params: Params) -> bool:
     """Whether `x` has the structure of `params`. A lone leaf, where `params` is one, must have its shape too."""
-    structure: Any = jax.tree_util.tree_structure(params)
-    if jax.tree_util.tree_structure(x) != structure:
+    structure = jax.tree.structure(params)
+    if jax.tree.structure(x) != structure:
         return False
     return structure.num_leaves > 1 or _shapes(x) == _shapes(params)
 
 
-def _shapes(tree: Any) -> list[tuple[int, ...]]:
-    return [jnp.shape(leaf) for leaf in jax.tree_util.tree_leaves(tree)]
+def _shapes(tree: PyTree) -> list[Shape]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def _check_rewrite(params: Any, new_params: Any) -> None:
-    """That the trees differ by nodes in the place of weights of their shape, and by nothing else."""
-    (old, old_def), (new, new_def) = _flatten(params), _flatten(new_params)
-    same = old_def == new_def and all(
-        _shapes(_direction(a)) == _shapes(_direction(b))
-        and (is_node(a) != is_node(b) or _structure(a) == _structure(b))
-        for a, b in zip(old, new, strict=True)
-    )
-    if not same:
+def _check_rewrite(params: Params, new_params: Params) -> None:
+    """Raises where the trees differ by more than nodes in the place of weights of their shape."""
+    _, old, old_structure = flatten(params)
+    _, new, new_structure = flatten(new_params)
+    if old_structure != new_structure or not all(map(_is_rewrite, old, new)):
         raise ValueError(
             "new_params is not a rewrite of params: between the two, weights may become nodes or nodes weights, and "
             "everything else (names, shapes, the axes of a node) must stay"
         )
 
 
-def _transfer_moments(moments: Any, params: Any, new_params: Any, squares: bool) -> Any:
-    def move(moment: Any, before: Any, after: Any) -> Any:
-        if is_node(before) == is_node(after):
-            return moment
-        return _moment_of_node(moment, after, squares) if is_node(after) else _moment_of_weight(moment, before, squares)
-
-    (old, _), (new, structure) = _flatten(params), _flatten(new_params)
-    moved = [move(*triple) for triple in zip(_flatten(moments)[0], old, new, strict=True)]
-    return jax.tree_util.tree_unflatten(structure, moved)
+def _is_rewrite(before: Leaf, after: Leaf) -> bool:
+    """Whether one of the two is a node and the other a weight of its shape, or both are alike."""
+    if _shapes(_direction(before)) != _shapes(_direction(after)):
+        return False
+    return is_node(before) != is_node(after) or jax.tree.structure(before) == jax.tree.structure(after)
 
 
-def _moment_of_node(moment: Any, node: WeightNorm, squares: bool) -> WeightNorm:
+def _direction(x: Leaf) -> Leaf:
+    """What has the shape of the weight."""
+    return x.v if isinstance(x, WeightNorm) else x
+
+
+def _moment_of_node(moment: Leaf, node: WeightNorm, squares: bool) -> WeightNorm:
     """Chain rule from the weight to (g, v): equation 3 of the paper, or its square without cross terms."""
-    g, direction, scale, _ = _geometry(node)
+    parts = _geometry(node)
     value = unbox(moment)
-    wide = value.astype(direction.dtype)
+    wide = value.astype(parts.direction.dtype)
     if squares:
-        of_g, of_v = direction**2 * wide, scale**2 * wide
-        of_g = jnp.sum(of_g, axis=node.axes, keepdims=True)
+        of_g = jnp.sum(parts.direction**2 * wide, axis=node.axes, keepdims=True)
+        of_v = parts.scale**2 * wide
     else:
-        of_g = jnp.sum(direction * wide, axis=node.axes, keepdims=True)
-        of_v = scale * (wide - direction * of_g)
-    g_dtype = g.dtype if value.dtype == unbox(node.v).dtype else value.dtype  # optax may keep moments in another dtype
+        of_g = jnp.sum(parts.direction * wide, axis=node.axes, keepdims=True)
+        of_v = parts.scale * (wide - parts.direction * of_g)
+    # optax may keep moments in another dtype than the parameters; then `g` has that dtype, too.
+    g_dtype = parts.g.dtype if value.dtype == unbox(node.v).dtype else value.dtype
     return WeightNorm(rebox(node.g, of_g.astype(g_dtype)), rebox(node.v, of_v.astype(value.dtype)), node.axes)
 
 
-def _moment_of_weight(moment: WeightNorm, node: WeightNorm, squares: bool) -> Any:
+def _moment_of_weight(moment: WeightNorm, node: WeightNorm, squares: bool) -> Leaf:
     """The inverse: grad_w = d grad_g + (||v|| / g) grad_v; at g = 0 the second part is unknown and left out."""
-    _, direction, _, inverse = _geometry(node)
+    parts = _geometry(node)
+    direction, inverse_scale = parts.direction, parts.inverse_scale
     if squares:
-        direction, inverse = direction**2, inverse**2
+        direction, inverse_scale = direction**2, inverse_scale**2
     of_v = unbox(moment.v)
-    return rebox(moment.v, (direction * unbox(moment.g) + inverse * of_v).astype(of_v.dtype))
+    of_weight = direction * unbox(moment.g) + inverse_scale * of_v
+    return rebox(moment.v, of_weight.astype(of_v.dtype))
 
 
-def _geometry(node: WeightNorm) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """`g`, `v/||v||`, `g/||v||` and its inverse (0 at g = 0)."""
+class _Geometry(NamedTuple):
+    """The numbers of a node in its chain rule, in the norm's dtype."""
+
+    g: jax.Array
+
+    direction: jax.Array
+    """`v / ||v||`"""
+
+    scale: jax.Array
+    """`g / ||v||`"""
+
+    inverse_scale: jax.Array
+    """`||v|| / g`; 0 at g = 0"""
+
+
+def _geometry(node: WeightNorm) -> _Geometry:
     v = unbox(node.v)
     v = jnp.asarray(v, norm_dtype(v.dtype))
     length, _ = norm(v, node.axes)
     g = unbox(node.g).astype(v.dtype)
-    return g, v / length, g / length, jnp.where(g == 0, 0, length / jnp.where(g == 0, 1, g))
-
-
-def _direction(x: Any) -> Any:
-    return x.v if isinstance(x, WeightNorm) else x
-
-
-def _structure(x: Any) -> Any:
-    return jax.tree_util.tree_structure(x)
-
-
-def _flatten(tree: Any) -> tuple[list[Any], Any]:
-    return jax.tree_util.tree_flatten(tree, is_leaf=lambda x: is_node(x) or is_box(x))
+    inverse_scale = jnp.where(g == 0, 0, length / jnp.where(g == 0, 1, g))
+    return _Geometry(g, v / length, g / length, inverse_scale)
