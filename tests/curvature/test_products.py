@@ -237,3 +237,10 @@ def test_a_class_that_is_ruled_out_has_no_part_in_the_fisher_matrix():
     params, x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3))), jnp.ones((4, 2))
     own = curvature.fisher(masked, "categorical")(params, x).dense()
     np.testing.assert_allclose(own, curvature.fisher(lambda p, x: x @ p, "categorical")(params, x).dense(), atol=1e-6)
+
+
+def test_the_mere_shape_of_an_array_is_none_to_differentiate_by():
+    params = {"w": jnp.array([2.0]), "cache": jax.ShapeDtypeStruct((3,), jnp.bfloat16)}
+    matrix = curvature.hessian(lambda params, batch: params["w"][0] ** 3 * params["cache"].shape[0])(params, None)
+    product = matrix({"w": jnp.array([1.0]), "cache": None})
+    assert product == {"w": jnp.array([36.0]), "cache": None}  # the second derivative of 3 w^3

@@ -42,14 +42,14 @@ def condition_numbers(
 ) -> ConditionNumbers:
     """Condition numbers from eigenvalues.
 
+    Where the eigenvalues are not all of the matrix, only `to` (for small k) and the largest magnitude are the matrix'
+    own: `damped` and `numerical_range` are then lower bounds, and `to_mean` means nothing and is NaN.
+
     Arguments:
         eigenvalues: those of `wn_jax.curvature.eigenvalues`, or an array of them.
         damping: d, absolute, in the unit of the eigenvalues.
         ks: for which k `to` is wanted; those beyond the number of eigenvalues are left out.
         cutoff: relative; default: the number of eigenvalues times the rounding unit of their dtype.
-
-    Where the eigenvalues are not all of the matrix, only `to` (for small k) and the largest magnitude are the matrix'
-    own: `damped` and `numerical_range` are then lower bounds, and `to_mean` means nothing and is NaN.
 
     Raises:
         ValueError: no eigenvalues, some are not finite, or the damping is negative.

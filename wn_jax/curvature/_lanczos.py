@@ -69,7 +69,7 @@ class SpectralDensity:
         return each.mean(axis=1), self._standard_error(each)
 
     def _standard_error(self, each: np.ndarray) -> np.ndarray:
-        """Of means over probes."""
+        """The standard error of means over probes, from (points, probes)."""
         if self.exact or each.shape[1] < 2:
             return np.full(len(each), 0.0 if self.exact else np.nan)
         return np.asarray(each.std(axis=1, ddof=1) / np.sqrt(each.shape[1]))
@@ -83,16 +83,16 @@ def eigenvalues(
     It needs memory for `steps` vectors. Where there are as many steps as the matrix has rows, the whole matrix is made
     and diagonalized: exact, for matrices of up to a few thousand rows.
 
+    The process ends early where the errors of the `count` largest and `count` smallest values are below `tolerance`
+    times the largest magnitude. Where they never are, a warning says so. Of an eigenvalue that occurs several times,
+    only one copy may be found.
+
     Arguments:
         operator: the matrix.
         key: draws the first vector.
         steps: the most products.
         count: how many of the largest and of the smallest values are wanted; None: all steps are always taken.
         tolerance: relative. No less than 1e-6 can be reached in float32, and 2e-15 in float64.
-
-    The process ends early where the errors of the `count` largest and `count` smallest values are below `tolerance`
-    times the largest magnitude. Where they never are, a warning says so. Of an eigenvalue that occurs several times,
-    only one copy may be found.
 
     Raises:
         ValueError: `steps` or `count` is not positive, or a product is not finite.
@@ -155,7 +155,7 @@ def spectral_density(operator: LinearOperator, key: jax.Array, probes: int = 4, 
 
 
 def _weighted_points(operator: LinearOperator, key: jax.Array, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The nodes and weights of the Gauss quadrature for a random probe (Golub & Meurant 2010, chapter 6)."""
+    """The points and weights of the Gauss quadrature for a random probe (Golub & Meurant 2010)."""
     process = _Lanczos(operator, key, steps)
     for _ in range(steps):
         process.step()

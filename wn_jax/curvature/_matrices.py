@@ -138,7 +138,7 @@ def empirical_fisher(losses: Loss, batch_size: int | None = None) -> Callable[[P
         losses: `(params, batch) -> (examples,)`, the loss of each; `wn_jax.wrap(losses)` for trees with nodes.
         batch_size: as in `hessian`.
 
-    Returns and raises: as `gauss_newton`. Of the losses, it raises where they are no vector.
+    Returns and raises: as `gauss_newton`. The losses must be a vector, and no scalar.
 
     >>> losses = lambda params, x: 0.5 * (x @ params) ** 2
     >>> empirical_fisher(losses)(jnp.array([1.0, 1.0]), jnp.array([[1.0, 0.0], [0.0, 2.0]])).dense()

@@ -100,7 +100,7 @@ def _holds_numbers(leaf: Leaf) -> bool:
 
 
 def _entry(expected: jax.Array | None, entry: Leaf) -> jax.Array | None:
-    """What a vector has where `arrays` has `expected`."""
+    """The entry of a vector where `arrays` has `expected`, in its dtype."""
     if expected is None:
         return None
     if jnp.shape(entry) != expected.shape:

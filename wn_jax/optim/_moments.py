@@ -158,7 +158,7 @@ def _is_rewrite(before: Leaf, after: Leaf) -> bool:
 
 
 def _direction(x: Leaf) -> Leaf:
-    """What has the shape of the weight."""
+    """The part of a leaf that has the shape of the weight."""
     return x.v if isinstance(x, WeightNorm) else x
 
 
