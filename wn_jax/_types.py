@@ -16,7 +16,7 @@ Params: TypeAlias = Any
 """A tree of parameters, of any framework: plain, or with nodes where weights stood."""
 
 Leaf: TypeAlias = Any
-"""What stands at a leaf of a parameter tree: an array, a number, a node, a box around one, a framework's own object."""
+"""Anything at a leaf of a parameter tree: an array, a number, a node, a box around one, a framework's own object."""
 
 KeyPath: TypeAlias = tuple[Any, ...]
 """A path to a leaf as JAX has it: a key (`DictKey`, `GetAttrKey`, ...) for each container on the way."""

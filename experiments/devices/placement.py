@@ -23,7 +23,7 @@ from experiments.tasks import Examples
 
 Rows = jax.Array
 Batch = Rows | Examples
-"""What tells the examples of a batch: their rows, or where the process feeds them, the examples themselves."""
+"""The examples of a batch: their rows, or where the process feeds them, the examples themselves."""
 
 
 def placed(array: Any, place: NamedSharding) -> jax.ShapeDtypeStruct:

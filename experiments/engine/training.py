@@ -38,7 +38,7 @@ class State(NamedTuple):
     """The parameters, written as `model.weights` says."""
 
     model_state: tasks.ModelState
-    """What the network keeps beside them, such as running averages."""
+    """Everything that the network keeps beside them, such as running averages."""
 
     opt_state: Any
     """The optimizer's."""

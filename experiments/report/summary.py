@@ -112,7 +112,7 @@ def columns(rows: Sequence[Row], terms: bool = True) -> list[Column]:
 
 
 def caption(rows: Sequence[Row]) -> list[str]:
-    """What the table's figures are, a sentence each."""
+    """The meaning of the table's figures, a sentence each."""
     seeds = sorted({row.seeds for row in rows})
     over = f"{' or '.join(map(str, seeds))} seeds" if seeds[-1] > 1 else "one seed"
     sentences = [f"Mean ± standard error over {over}" if seeds[-1] > 1 else "One seed"]
@@ -156,7 +156,7 @@ def steps_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def steps_caption(rows: Sequence[Row]) -> str:
-    """What these are."""
+    """The meaning of the steps to a loss."""
     steps = "Steps of training until the mean training loss since the last record was at most that."
     if all(target.ratio is None for row in rows for target in row.targets):
         return steps
@@ -172,7 +172,7 @@ def title(metric: str) -> str:
 
 
 def scale(metric: str) -> int:
-    """What a metric is multiplied by for people."""
+    """The factor that a metric gets for people."""
     return 100 if metric.endswith("_error") else 1
 
 
@@ -182,7 +182,7 @@ def diverged(count: int, seeds: int) -> str:
 
 
 def _names(rows: Sequence[Row]) -> list[Column]:
-    """What tells the rows apart."""
+    """The columns that tell the rows apart."""
     several_runs = len({row.run for row in rows}) > 1
     view = [Column("arm", [f"{row.run}: {row.arm}" if several_runs else row.arm for row in rows], is_text=True)]
     if len({row.learning_rate for row in rows}) > 1:

@@ -118,9 +118,10 @@ class _Transfer:
         def move(moment: Leaf, before: Leaf, after: Leaf) -> Leaf:
             if is_node(before) == is_node(after):
                 return moment
-            if is_node(after):
-                return _moment_of_node(moment, after, squares)
-            return _moment_of_weight(moment, before, squares)
+            became_a_node = not is_node(before)
+            return (
+                _moment_of_node(moment, after, squares) if became_a_node else _moment_of_weight(moment, before, squares)
+            )
 
         leaves = (flatten(tree)[1] for tree in (moments, self.params, self.new_params))
         structure = flatten(self.new_params)[2]
