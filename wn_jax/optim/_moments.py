@@ -116,12 +116,12 @@ class _Transfer:
             raise ValueError(_UNKNOWN.format(f"holds {name} for a part of the parameters only"))
 
         def move(moment: Leaf, before: Leaf, after: Leaf) -> Leaf:
-            if is_node(before) == is_node(after):
-                return moment
-            became_a_node = not is_node(before)
-            return (
-                _moment_of_node(moment, after, squares) if became_a_node else _moment_of_weight(moment, before, squares)
-            )
+            match is_node(before), is_node(after):
+                case False, True:
+                    return _moment_of_node(moment, after, squares)
+                case True, False:
+                    return _moment_of_weight(moment, before, squares)
+            return moment
 
         leaves = (flatten(tree)[1] for tree in (moments, self.params, self.new_params))
         structure = flatten(self.new_params)[2]
