@@ -90,8 +90,11 @@ def normalized(vector: Params) -> tuple[Params, jax.Array]:
     vector = jax.tree.map(lambda leaf: leaf / unit.astype(leaf.dtype), vector)
 
     length = optax.tree.norm(vector)
-    divisor = jnp.where(length > 0, length, 1)
-    return jax.tree.map(lambda leaf: leaf / divisor.astype(leaf.dtype), vector), length * unit
+
+    def of_length_1(leaf: jax.Array) -> jax.Array:
+        return leaf / jnp.where(length > 0, length, 1).astype(leaf.dtype)
+
+    return jax.tree.map(of_length_1, vector), length * unit
 
 
 def _holds_numbers(leaf: Leaf) -> bool:
