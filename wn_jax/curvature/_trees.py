@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from wn_jax._tree import is_array, leaf_path
-from wn_jax._types import Leaf, Params
+from wn_jax._types import Leaf, Params, TreeDef
 
 
 class _Array:
@@ -29,7 +29,7 @@ class Rest:
     leaves: tuple[Any, ...]
     """The leaves that are no arrays, such as an Equinox model's functions; `_Array` where an array stood."""
 
-    treedef: jax.tree_util.PyTreeDef  # pyright: ignore[reportInvalidTypeForm]  # jaxlib comes without its stub
+    treedef: TreeDef
     """The structure of the whole tree."""
 
 
