@@ -14,7 +14,7 @@ from tests.experiments.commands import ROOT, invoke
 
 ORDER = {
     "wn_jax": [
-        ["_types"],
+        ["_types", "_pickles"],
         ["_norms", "_boxes"],
         ["_node"],
         ["_tree", "_interop"],
@@ -83,14 +83,6 @@ def imported(tree):
                 yield whole if whole in known else node.module
 
 
-def is_stub(tree):
-    """Whether a file is there for the pickles of version 0.1, which name it: it only hands classes on."""
-    return bool(tree.body) and all(
-        isinstance(node, ast.ImportFrom) and all(alias.asname == alias.name for alias in node.names)
-        for node in tree.body
-    )
-
-
 def room(module, package):
     """The part of a package that a module is in."""
     return module.removeprefix(f"{package}.").partition(".")[0] if module != package else "__init__"
@@ -133,8 +125,6 @@ def test_imports_run_downwards(package):
     level = {name: i for i, names in enumerate(ORDER[package]) for name in names}
     for path, tree in sources(package.replace(".", "/")):
         own = room(module_of(path), package)
-        if package == "wn_jax" and is_stub(tree):
-            continue
         assert own in level or path.parent != ROOT / package, f"{path}: give it a place in ORDER"
         for module in imported(tree):
             if not f"{module}.".startswith(f"{package}.") or (other := room(module, package)) == own:
@@ -153,11 +143,8 @@ def test_no_two_files_need_each_other(package):
 
 
 def test_the_library_has_few_rooms():
-    stubs = {path for path, tree in sources("wn_jax") if is_stub(tree)}
-    rooms = set((ROOT / "wn_jax").glob("*.py")) - stubs
     packages = {path.parent for path in (ROOT / "wn_jax").glob("*/__init__.py")}
-    assert len(rooms) + len(packages) < 30
-    assert all(len(path.read_text().splitlines()) <= 2 for path in stubs)
+    assert len(list((ROOT / "wn_jax").glob("*.py"))) + len(packages) < 30
 
 
 def test_nothing_below_the_command_line_prints_tables():

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from wn_jax import _interop as _interop  # registers nodes with flax.serialization and jax.export
+from wn_jax import _pickles as _pickles  # lets pickles of before find the classes that moved
 from wn_jax._data_init import init_from_data
 from wn_jax._node import Node, WeightNorm
 from wn_jax._saving import load, save

@@ -19,7 +19,7 @@ from flax import nnx
 
 from wn_jax._node import Node
 from wn_jax._tree import abstract_weight
-from wn_jax._types import KeyPath, Leaf, PyTree, Scale
+from wn_jax._types import KeyPath, Leaf, PyTree, Scale, TreeDef
 from wn_jax._wrap import wrap
 from wn_jax.nnx._nodes_in_place import rebuilt_in_place
 
@@ -123,7 +123,7 @@ class _Content(NamedTuple):
     leaf: Leaf
     """Itself."""
     arrays: list[Leaf]
-    structure: jax.tree_util.PyTreeDef  # pyright: ignore[reportInvalidTypeForm]  # jaxlib comes without its stub
+    structure: TreeDef
     """Around the arrays."""
     value: PyTree
     """The whole. It can be a dict that the model writes to, so it does not tell whether anything changed."""
@@ -157,7 +157,7 @@ def _check_is_told(
 
 def _check_unwritten(
     args: PyTree,
-    treedef: jax.tree_util.PyTreeDef,  # pyright: ignore[reportInvalidTypeForm]  # jaxlib comes without its stub
+    treedef: TreeDef,
     given: Sequence[Leaf],
 ) -> None:
     """Raises where the containers among the arguments hold something else than they were given with."""

@@ -1,1 +1,0 @@
-from wn_jax._program.notes import Reason as Reason  # for pickles of version 0.1
