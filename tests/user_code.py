@@ -79,6 +79,7 @@ def core() -> None:
     assert scale.shape == (1, 2)
     assert wn.labels(nodes)["bias"] == "other"
 
+    print(wn.__version__)
     spec = jax.sharding.PartitionSpec()
     specs = wn.shardings(nodes, spec)
     wn.in_shard_map(nodes, specs)

@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Node",
     "WeightNorm",
+    "__version__",
     "curvature",
     "in_shard_map",
     "infer_axes",

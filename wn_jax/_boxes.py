@@ -53,13 +53,13 @@ def rebox_reduced(box: Leaf, value: Leaf, ndim: int, axes: tuple[int, ...]) -> L
     """As `rebox`, where the box had an array of `ndim` axes in it, and gets one like it of size 1 at `axes`.
 
     Raises:
-        ValueError: the box has something else than a sharding where its names belong. The message goes on from the box.
+        ValueError: the box has something else than a sharding where its names belong. The message goes on from it.
     """
     boxed = rebox(box, value)
     if isinstance(boxed, meta.Partitioned):
-        return dataclasses.replace(boxed, names=_reduced_in(boxed, boxed.names, ndim, axes))
+        return dataclasses.replace(boxed, names=reduced(boxed.names, ndim, axes))
     if isinstance(boxed, nnx.Variable) and (sharding := boxed.get_metadata("out_sharding", None)) is not None:
-        boxed.set_metadata("out_sharding", _reduced_in(boxed, sharding, ndim, axes))
+        boxed.set_metadata("out_sharding", reduced(sharding, ndim, axes))
     return boxed
 
 
@@ -89,11 +89,3 @@ def _is_replicated(sharding: Specs) -> bool:
         return isinstance(sharding, Sharding) and sharding.is_fully_replicated
     except NotImplementedError:  # from JAX's base class, where a subclass does not say
         return False
-
-
-def _reduced_in(box: Box, sharding: Specs, ndim: int, axes: tuple[int, ...]) -> Specs:
-    """As `reduced`, of the sharding that a box carries."""
-    try:
-        return reduced(sharding, ndim, axes)
-    except ValueError as error:
-        raise ValueError(f"is in a {type(box).__name__} whose sharding {error}") from None

@@ -29,10 +29,10 @@ from wn_jax._program.factored import Factored, Operand, weight
 from wn_jax._program.jaxpr import Equation, Input, Site
 from wn_jax._program.moves import is_scaling
 from wn_jax._program.notes import Bias
-from wn_jax._program.reading import Leaf, Reading, check_callable, check_position, read
+from wn_jax._program.reading import ParameterLeaf, Reading, check_callable, check_position, read
 from wn_jax._program.run import Runner, scale_of_output, with_v
 from wn_jax._program.views import Contraction, View
-from wn_jax._tree import flatten, with_plain_children
+from wn_jax._tree import flatten, is_traced, with_plain_children
 from wn_jax._types import Params, PyTree
 
 
@@ -156,7 +156,7 @@ class _Initializer(Runner):
         super().__init__()
         self.targets = targets
         self.init_scale = init_scale
-        self.shifts: dict[Site, tuple[Site, Leaf, Bias, jax.Array]] = {}
+        self.shifts: dict[Site, tuple[Site, ParameterLeaf, Bias, jax.Array]] = {}
         """By the site of the addition: the site of the contraction, and what is added, NaN where that stays."""
 
     def contract(
@@ -222,7 +222,7 @@ def _report(targets: dict[Site, Target], results: dict[Site, Result]) -> None:
     missing = [targets[site].leaf.path for site in targets if site not in results]
     if missing:
         _warn(f"init_from_data left {', '.join(missing)} as they were: the program does not contract them as they are")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(found)):
+    if is_traced(found):
         # The numbers are known when the compiled program runs.
         jax.debug.callback(lambda found: _warn(_problems(paths, found)), found)
         return

@@ -16,20 +16,20 @@ import jax.numpy as jnp
 from wn_jax._node import WeightNorm
 from wn_jax._program.jaxpr import Site
 from wn_jax._program.notes import Bias, Use
-from wn_jax._program.reading import Leaf, Reading
+from wn_jax._program.reading import ParameterLeaf, Reading
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
     """A node that gets its `g`, and perhaps a bias, at one contraction."""
 
-    leaf: Leaf
+    leaf: ParameterLeaf
     """The node's leaf."""
     use: Use
     """Its one use."""
     samples: tuple[int, ...]
     """The output's dimensions over which statistics are taken."""
-    bias: tuple[Leaf, Bias] | None
+    bias: tuple[ParameterLeaf, Bias] | None
     """The leaf that gets the bias, and where the program adds it."""
 
     @property
@@ -63,7 +63,7 @@ def plan(reading: Reading) -> tuple[dict[Site, Target], str]:
     return dict(sorted(targets.items())), left
 
 
-def _why_not(leaf: Leaf) -> str | None:
+def _why_not(leaf: ParameterLeaf) -> str | None:
     """Why a node keeps its `g`; `None` where it does not."""
     if not isinstance(leaf.node, WeightNorm):
         return f"it is a {type(leaf.node).__name__}, which has no g that is known here"
@@ -89,11 +89,11 @@ def _why_not(leaf: Leaf) -> str | None:
     return None
 
 
-def _of_size_1(leaf: Leaf) -> frozenset[int]:
+def _of_size_1(leaf: ParameterLeaf) -> frozenset[int]:
     return frozenset(axis for axis, size in enumerate(leaf.aval.shape) if size == 1)
 
 
-def _target(leaf: Leaf, reading: Reading) -> Target:
+def _target(leaf: ParameterLeaf, reading: Reading) -> Target:
     """The target that a node is, in its only use."""
     use = leaf.uses[0]
     features = {target for dim, target in use.contraction.kept if use.view.axes([dim])}
@@ -106,7 +106,7 @@ def _target(leaf: Leaf, reading: Reading) -> Target:
     return Target(leaf, use, samples, _bias(use, samples, reading))
 
 
-def _bias(use: Use, samples: Sequence[int], reading: Reading) -> tuple[Leaf, Bias] | None:
+def _bias(use: Use, samples: Sequence[int], reading: Reading) -> tuple[ParameterLeaf, Bias] | None:
     """The bias that the program adds to this output: one number a feature, used for nothing else."""
     bias = reading.biases.get(use.site)
     if bias is None:

@@ -10,31 +10,37 @@ import sys
 from types import ModuleType
 
 _MOVED = {
-    "_conditioning": "curvature._conditioning",
-    "_directions": "optim._directions",
-    "_estimates": "curvature._estimates",
-    "_lanczos": "curvature._lanczos",
-    "_natural": "curvature._natural",
-    "_nnx_mean_only": "nnx._mean_only",
-    "_notes": "_program.notes",
-    "_torch_layouts": "torch._layouts",
-    "_weight_normed": "nnx._weight_normed",
+    "_conditioning": ("curvature._conditioning", {"ConditionNumbers"}),
+    "_directions": ("optim._directions", {"ProjectDirectionsState"}),
+    "_estimates": ("curvature._estimates", {"Estimate"}),
+    "_lanczos": ("curvature._lanczos", {"Eigenvalues", "SpectralDensity"}),
+    "_natural": ("curvature._natural", {"NaturalGradient"}),
+    "_nnx_mean_only": ("nnx._mean_only", {"MeanOnlyBatchNorm"}),
+    "_notes": ("_program.notes", {"Reason"}),
+    "_torch_layouts": ("torch._layouts", {"Array"}),
+    "_weight_normed": ("nnx._weight_normed", {"WeightNormed"}),
 }
+"""By the module of version 0.1: the module of today, and the classes of it that pickles may hold."""
 
 
 class _Moved(ModuleType):
-    """A module of another name."""
+    """A module of version 0.1, with its classes and nothing else."""
 
-    def __init__(self, name: str, now: str) -> None:
+    def __init__(self, name: str, now: str, classes: set[str]) -> None:
         super().__init__(name)
-        self._now = now
+        self._now, self._classes = now, classes
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # asked by whoever looks through sys.modules, such as doctest
+        # Others look through sys.modules and ask for names of their own; nothing may be imported for these.
+        if name not in self._classes:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(self._now), name)
 
 
-# Importing looks here first, and so does pickle.
-for _before, _now in _MOVED.items():
-    sys.modules[f"wn_jax.{_before}"] = _Moved(f"wn_jax.{_before}", f"wn_jax.{_now}")
+def _stand_in() -> None:
+    """Put the modules where importing looks first, and so pickle."""
+    for before, (now, classes) in _MOVED.items():
+        sys.modules[f"wn_jax.{before}"] = _Moved(f"wn_jax.{before}", f"wn_jax.{now}", classes)
+
+
+_stand_in()

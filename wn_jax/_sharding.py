@@ -158,7 +158,7 @@ def _of_box(box: Box) -> Specs:
         raise ValueError(
             f"is a {kind} around an array, which does not say how it is sharded ({type(error).__name__}: {error}); "
             "give a PartitionSpec in its place"
-        ) from error
+        ) from None
 
 
 def _check_spec(spec: Specs, shape: Shape | None) -> None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, is_node
-from wn_jax._tree import abstract_weight, did_you_mean, flatten, listed, rebuild
+from wn_jax._tree import abstract_weight, did_you_mean, filled, flatten, listed, rebuild
 from wn_jax._types import Axes, AxesRule, Leaf, Params, PyTree
 
 Tree = TypeVar("Tree")
@@ -115,12 +115,9 @@ def labels(params: PyTree) -> PyTree:
     {'bias': 'other', 'kernel': WeightNorm(g='g', v='v', axes=(-2,))}
     """
 
-    def fill(half: PyTree, label: str) -> PyTree:  # a half may be a box, or a node of its own
-        return jax.tree.map(lambda _: label, half)
-
     def label(x: Leaf) -> Leaf:
         if isinstance(x, WeightNorm):
-            return dataclasses.replace(x, g=fill(x.g, "g"), v=fill(x.v, "v"))
+            return dataclasses.replace(x, g=filled(x.g, "g"), v=filled(x.v, "v"))  # a half may be in a box
         return "other"
 
     return jax.tree.map(label, params, is_leaf=lambda x: isinstance(x, WeightNorm))

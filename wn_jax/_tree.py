@@ -1,7 +1,7 @@
 """Trees: paths and leaves, what a leaf is, and the weights of the nodes in a tree.
 
-This file owns how wn_jax walks a parameter tree. Which leaves become nodes is `_transform`'s; what a node computes is
-`_node`'s.
+This file owns how wn_jax walks a parameter tree, and what can be asked of a leaf. Which leaves become nodes is
+`_transform`'s; what a node computes is `_node`'s.
 """
 
 from __future__ import annotations
@@ -64,6 +64,16 @@ def check_has_numbers(name: str, value: Leaf) -> None:
         )
 
 
+def is_traced(*trees: PyTree) -> bool:
+    """Whether a transformation such as `jit` looks on."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def filled(tree: PyTree, value: object) -> PyTree:
+    """The tree with this value at each of its leaves."""
+    return jax.tree.map(lambda _: value, tree)
+
+
 def sharding_of(target: Leaf) -> Sharding | None:
     """Where an array that takes the target's place must go, or None where it may stay."""
     sharding = getattr(target, "sharding", None)
@@ -89,8 +99,8 @@ def abstract_weight(node: Node) -> tuple[Leaf, jax.ShapeDtypeStruct]:
 
     def weight_and_scale(node: Node) -> tuple[Leaf, jax.Array]:
         node = with_plain_children(node)
-        _, scale = node.factors()
-        return node.weight(), scale
+        weight = node.weight()
+        return weight, node.factors()[1]
 
     _check_is_pytree(node)
     return jax.tree.map(_in_mesh, jax.eval_shape(weight_and_scale, node))

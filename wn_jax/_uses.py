@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wn_jax._program.notes import Reason
-from wn_jax._program.reading import Leaf, check_callable, read
+from wn_jax._program.reading import ParameterLeaf, check_callable, read
 from wn_jax._types import PyTree, Shape
 
 
@@ -101,7 +101,7 @@ class WeightUse:
     reason: Reason | None
     """Why the leaf is left alone; `None` of a weight."""
     by: str | None
-    """The operation that the reason speaks of, if it does of one."""
+    """The operation, or the dtype, that the reason speaks of, if it does of one."""
 
 
 class WeightUses(tuple[WeightUse, ...]):
@@ -119,7 +119,7 @@ class WeightUses(tuple[WeightUse, ...]):
         return "\n".join(lines + [""] * bool(reasons) + [f"{reason}: {reason.explanation}" for reason in reasons])
 
 
-def _row(leaf: Leaf) -> WeightUse:
+def _row(leaf: ParameterLeaf) -> WeightUse:
     """The row about a leaf."""
     problem, uses = leaf.problem, leaf.uses
     reduction = feature = batch = scale = None

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from wn_jax._boxes import unbox
 from wn_jax._node import Node, is_node
 from wn_jax._program.factored import Factored, Operand, weight
-from wn_jax._program.reading import Leaf, check_callable, check_position, read
+from wn_jax._program.reading import ParameterLeaf, check_callable, check_position, read
 from wn_jax._program.run import Runner
 from wn_jax._transform import reconstruct
 from wn_jax._tree import flatten, with_plain_children
@@ -141,7 +141,7 @@ def _as_array(value: ArrayLike, aval: jax.core.ShapedArray) -> jax.Array:
     return value if isinstance(value, jax.Array) else jnp.asarray(value, aval.dtype)
 
 
-def _value(leaf: Leaf, node: Node, always: bool) -> Operand:
+def _value(leaf: ParameterLeaf, node: Node, always: bool) -> Operand:
     """The input of the program that stands for a node: its weight, or its factors."""
     node, on_weight = with_plain_children(node), not leaf.goes_to_output(always)
     if on_weight and not leaf.sliced:

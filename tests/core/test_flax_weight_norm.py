@@ -261,3 +261,14 @@ def test_nnx_errors():
     unscaled = nnx.WeightNorm(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), use_scale=False, rngs=nnx.Rngs(0))
     ours = wnx.from_weight_norm(unscaled)
     np.testing.assert_allclose(ours(jnp.eye(3)), unscaled(jnp.eye(3)), atol=1e-6)
+
+
+def test_a_scale_that_an_nnx_wrapper_was_told_to_leave_out_is_left_out():
+    """Flax asks `use_scale` in each call, not when the scales are made."""
+    wrapper = nnx.WeightNorm(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
+    wrapper.scales = jax.tree.map(lambda scale: 5 * scale, wrapper.scales)
+    wrapper.use_scale = False
+    model = nnx.Sequential(wrapper)
+    x = jnp.array([[1.0, -2.0, 0.5]])
+    expected = model(x)
+    np.testing.assert_allclose(wnx.from_weight_norm(model)(x), expected, rtol=1e-6)

@@ -4,6 +4,8 @@ The files in `pickles/` are never made anew. What they hold is written down here
 """
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +79,16 @@ def test_a_rule_of_a_map_of_names():
     array = load("Array")
     assert type(array) is torch.Array
     assert (array.path, array.layout) == ("dense/kernel", "o i -> i o")
+
+
+def test_the_modules_of_before_hold_their_classes_and_nothing_else():
+    """Whoever looks through `sys.modules` must not import the family by it."""
+    program = """
+import sys
+import wn_jax
+assert not any(hasattr(module, "some_hook") for module in sys.modules.values())
+assert "wn_jax.curvature" not in sys.modules
+from wn_jax._natural import NaturalGradient
+assert NaturalGradient is wn_jax.curvature.NaturalGradient
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import wn_jax as wn
 from tests.program.programs import CALLS, MOVES, USES, Body, Program, Step, build, run_step
-from wn_jax._program.reading import Leaf
+from wn_jax._program.reading import ParameterLeaf
 
 _WILD = {"while_loop", "custom_jvp", "custom_vjp", "grad", "fit", "dynamic_slice", "scale_by_data", "scale_by_sum"}
 
@@ -265,7 +265,7 @@ def test_the_scale_goes_where_it_changes_nothing_at_length(program, second):
 @pytest.fixture
 def unproved(monkeypatch):
     """Moves every scale, proved or not: what runs programs must be right without what reads them."""
-    monkeypatch.setattr(Leaf, "goes_to_output", lambda leaf, always=False: True)
+    monkeypatch.setattr(ParameterLeaf, "goes_to_output", lambda leaf, always=False: True)
 
 
 @pytest.mark.slow

@@ -258,3 +258,25 @@ def test_an_operand_that_is_given_twice_may_have_two_values():
     """Found by the fuzz: `dot(r, r)` where one of the two is a direction, and the other its weight."""
     (eqn,) = jax.make_jaxpr(lambda r: jnp.dot(r, r))(jnp.ones(3)).jaxpr.eqns
     assert program.bind(eqn, [jnp.full(3, 2.0), jnp.full(3, 5.0)])[0] == 30.0
+
+
+def test_a_result_that_nobody_takes_is_gone_before_the_next_equation():
+    """An eager run would else hold arrays longer than the function itself does."""
+
+    def fn(x):
+        first, _ = jnp.linalg.eigh(x)
+        return jnp.sum(first) + 1
+
+    alive = []
+
+    def rule(eqn, operands, _):
+        alive.append([ref() is not None for ref in made])
+        results = program.bind(eqn, operands)
+        made.extend(weakref.ref(result) for result in results)
+        return results
+
+    made = []
+    traced = program.trace(fn, (jnp.eye(3),), {}, "to see what it holds.")
+    program.interpret(traced.body, traced.arrays, rule)
+    assert len(alive) > 2
+    assert all(sum(living) <= 1 for living in alive), alive

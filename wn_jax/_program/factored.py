@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+import numpy as np
+from jax.typing import ArrayLike
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("v", "scale"), meta_fields=("dtype", "rebuilt"))
@@ -24,7 +25,7 @@ class Factored:
     """The directions, in the dtype that the node stores them in."""
     scale: jax.Array
     """`g / ||v||`, of the rank of `v`, and of size 1 wherever it does not vary."""
-    dtype: DTypeLike
+    dtype: np.dtype
     """The dtype to which the program converted the weight."""
     rebuilt: bool = False
     """Whether contractions get the weight all the same: it is here to be sliced by a loop first, and rebuilt in it."""

@@ -1,9 +1,9 @@
 """Programs: tracing a function to a jaxpr, opening it, and running one equation of it.
 
-The only file that touches jaxprs. All that differs between JAX versions is here. `tests/program/test_jaxpr.py` has a
-test of each thing that this file takes for granted, so that a new JAX fails there first. It reads through
-`jax.extend.core` and `jax.core.eval_jaxpr` alone, and tells primitives by identity, never by name. What an equation
-means for a weight is the business of other files.
+The only file that opens a jaxpr, traces one and binds its equations; what differs between JAX versions there is here.
+`tests/program/test_jaxpr.py` has a test of each thing that this file takes for granted, so that a new JAX fails there
+first. It reads through `jax.extend.core` and `jax.core.eval_jaxpr` alone, and tells primitives by identity, never by
+name.
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ def interpret(
         return literal(var.val) if isinstance(var, jex.Literal) else env[var]
 
     for i, eqn in enumerate(jaxpr.eqns):
-        found = rule(eqn, [read(var) for var in eqn.invars], (*site, i))
-        env.update(zip(eqn.outvars, found, strict=True))
-        # What no later equation uses goes at once: an eager run would hold every intermediate array to its end.
+        # What no later equation uses goes at once, and has no name here that outlives the trip: an eager run would hold
+        # every intermediate array to its end.
+        env.update(zip(eqn.outvars, rule(eqn, [read(var) for var in eqn.invars], (*site, i)), strict=True))
         for var in (*eqn.invars, *eqn.outvars):
             if not isinstance(var, jex.Literal) and last_use.get(var, i) <= i and var not in results:
                 env.pop(var, None)

@@ -78,7 +78,7 @@ def _stop_gradients(eqn: Equation, value: Factored) -> Factored:
     return dataclasses.replace(value, v=_bind(eqn, value.v), scale=jax.lax.stop_gradient(value.scale))
 
 
-# ---- neg: a product with -1, which v takes. The scale could take it as well, at the same price.
+# ---- neg: a product with -1, which v takes, as it takes all that keeps its shape. (The scale has fewer numbers.)
 
 
 def _note_scaling(_eqn: Equation, view: View) -> View:

@@ -125,7 +125,7 @@ class Problem:
     reason: Reason
     """Why it is none."""
     by: str
-    """The operation that does it, for a person to read."""
+    """The operation that does it, or the dtype that is none of a weight, for a person to read."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from wn_jax._types import Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
+class ParameterLeaf:
     """A parameter leaf in a program, and what the walk noted of it."""
 
     path: str
@@ -111,7 +111,7 @@ class Reading:
     """A program whose parameters were followed."""
 
     program: Program
-    leaves: list[Leaf]
+    leaves: list[ParameterLeaf]
     """The parameters, in the order of the program's inputs."""
     biases: Mapping[Hashable, Bias]
     """By the site of the contraction to whose output they are added. The source of their view is an input's number."""
@@ -180,9 +180,9 @@ def _count_inputs(tree: PyTree) -> int:
     return sum(map(is_input, jax.tree.leaves(tree)))
 
 
-def _leaf(number: int, parameter: _Parameter, traced: Program, notes: Notes) -> Leaf:
+def _leaf(number: int, parameter: _Parameter, traced: Program, notes: Notes) -> ParameterLeaf:
     """A parameter that is an input of a program, with what was noted of it."""
-    return Leaf(
+    return ParameterLeaf(
         path=parameter.path,
         position=parameter.position,
         input=number,

@@ -8,9 +8,9 @@ right by construction, and fast where it is understood. Which weights are `Facto
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
-import jax.core
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
@@ -19,6 +19,7 @@ from wn_jax._program.factored import Factored, Operand, weight
 from wn_jax._program.jaxpr import Body, Equation, Scan, Site
 from wn_jax._program.moves import moved, scaled
 from wn_jax._program.views import Contraction, contractions
+from wn_jax._tree import is_traced
 from wn_jax._types import PyTree
 
 
@@ -36,7 +37,7 @@ class Runner:
     def step(self, eqn: Equation, values: list[Operand], site: Site) -> Sequence[Operand]:
         """The results of one equation."""
         if not any(isinstance(value, Factored) for value in values):
-            return jaxpr.bind(eqn, [weight(value) for value in values])
+            return jaxpr.bind(eqn, cast("list[ArrayLike]", values))
         contracted = self.contracted(eqn, values, site)
         if contracted is not None:
             return [contracted]
@@ -83,7 +84,7 @@ class Runner:
         the weight, and a `while_loop`, too, gets the weight. Outside of any transformation all of them do: there the
         equation as it is was compiled before, and a rewritten one would be compiled in each call.
         """
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+        if not is_traced(values):
             return None
         body = jaxpr.call(eqn)
         if body is not None:

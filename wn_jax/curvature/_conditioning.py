@@ -18,20 +18,20 @@ class ConditionNumbers(NamedTuple):
     """Condition numbers of a symmetric matrix with eigenvalues `lambda`, in magnitudes `|lambda|`.
 
     Magnitudes of no more than `cutoff * max|lambda|` cannot be told from 0, and count as 0.
+
+    Attributes:
+        damped: `(max|lambda| + d) / (min|lambda| + d)`: the condition number of a positive semidefinite matrix to
+            which d times the identity was added; infinite for a singular one with `d = 0`.
+        numerical_range: `max|lambda| / min|lambda|` over those that are not 0.
+        to: By k, `lambda_1 / lambda_k`, the largest over the k-th largest; infinite where that is not positive.
+        to_mean: `max|lambda|` over the mean of all `|lambda|`: how much slower than the fastest direction the mean
+            one is.
     """
 
     damped: float
-    """`(max|lambda| + d) / (min|lambda| + d)`: the condition number of a positive semidefinite matrix to which d times
-    the identity was added; infinite for a singular one with `d = 0`."""
-
     numerical_range: float
-    """`max|lambda| / min|lambda|` over those that are not 0."""
-
     to: dict[int, float]
-    """By k, `lambda_1 / lambda_k`, the largest over the k-th largest; infinite where that is not positive."""
-
     to_mean: float
-    """`max|lambda|` over the mean of all `|lambda|`: how much slower than the fastest direction the mean one is."""
 
 
 def condition_numbers(

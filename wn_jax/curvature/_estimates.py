@@ -21,13 +21,16 @@ from wn_jax.curvature._trees import inner
 
 
 class Estimate(NamedTuple):
-    """A mean over random vectors, and how far it may be off."""
+    """A mean over random vectors, and how far it may be off.
+
+    Attributes:
+        value: the mean: a scalar for a trace, a tree like the parameters for a diagonal.
+        standard_error: its standard error, of the same structure: 0 where the mean is exact, NaN where there was
+            one vector.
+    """
 
     value: Params
-    """The mean: a scalar for a trace, a tree like the parameters for a diagonal."""
-
     standard_error: Params
-    """Its standard error, of the same structure: 0 where the mean is exact, NaN where there was one vector."""
 
 
 def trace(operator: LinearOperator, key: jax.Array, probes: int = 100) -> Estimate:

@@ -29,31 +29,33 @@ _PRECISION = jax.lax.Precision.HIGHEST  # accelerators else round the factors, a
 
 @dataclasses.dataclass(frozen=True)
 class Eigenvalues:
-    """Eigenvalues of a symmetric matrix, or of its projection on a Krylov space, ascending."""
+    """Eigenvalues of a symmetric matrix, or of its projection on a Krylov space, ascending.
+
+    Attributes:
+        values: the eigenvalues. Of a projection, the outermost are close to the matrix' own, those inside rarely.
+        errors: for each value, a distance within which the matrix has an eigenvalue, rounding included. That it is
+            the outermost is probable, and no more than that.
+        exact: whether these are all eigenvalues, as often as they occur.
+    """
 
     values: np.ndarray
-    """The eigenvalues. Of a projection, the outermost are close to the matrix' own, those inside rarely."""
-
     errors: np.ndarray
-    """For each value, a distance within which the matrix has an eigenvalue, rounding included. That it is the outermost
-    is probable, and no more than that."""
-
     exact: bool
-    """Whether these are all eigenvalues, as often as they occur."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SpectralDensity:
-    """How eigenvalues are distributed: for each probe, points and their weights, which sum to 1."""
+    """How eigenvalues are distributed: for each probe, points and their weights, which sum to 1.
+
+    Attributes:
+        values: the points, (probes, points).
+        weights: the weight of each point, (probes, points).
+        exact: whether these are the eigenvalues themselves. Standard errors are then 0; of a single probe, NaN.
+    """
 
     values: np.ndarray
-    """The points, (probes, points)."""
-
     weights: np.ndarray
-    """The weight of each point, (probes, points)."""
-
     exact: bool = False
-    """Whether these are the eigenvalues themselves. Standard errors are then 0; of a single probe, NaN."""
 
     def cumulative(self, at: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """The fraction of eigenvalues below each of `at`, and its standard error over probes."""
@@ -112,7 +114,7 @@ def eigenvalues(
     for step in range(1, steps + 1):
         process.step()
         # With more than twice as many values, the largest and the smallest ones are not the same.
-        if count is not None and step % _CHECK_EVERY == 0 and step > 2 * count:
+        if count is not None and step % _CHECK_EVERY == 0 and 2 * count < step < steps:
             found = process.eigenvalues()
             if _converged(found, count, tolerance):
                 return found

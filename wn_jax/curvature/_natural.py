@@ -20,19 +20,19 @@ from wn_jax.curvature._trees import inner, like, normalized
 
 
 class NaturalGradient(NamedTuple):
-    """A solution of `(F + damping) x = gradient`, as good as it got."""
+    """A solution of `(F + damping) x = gradient`, as good as it got.
+
+    Attributes:
+        value: x, a tree like the parameters.
+        residual: `||gradient - (F + damping) x|| / ||gradient||`, of x itself and not of a recurrence.
+        steps: the products with F that led to x.
+        converged: whether the residual is below the tolerance.
+    """
 
     value: Params
-    """x, a tree like the parameters."""
-
     residual: float
-    """`||gradient - (F + damping) x|| / ||gradient||`, of x itself and not of a recurrence."""
-
     steps: int
-    """The products with F that led to x."""
-
     converged: bool
-    """Whether the residual is below the tolerance."""
 
 
 def natural_gradient(

@@ -42,19 +42,18 @@ class LinearOperator:
     model), so may they, and products hold `None`. What `hessian(loss)`, for one, returns compiles its product once for
     all parameters and batches of the same shapes, so keep it. An operator is a pytree, and so may be an argument of a
     function under `jit`.
+
+    Attributes:
+        params: the arrays of the parameters, at which the matrix is taken.
+        chunks: the batch, in parts of equal size; the matrix is the mean of theirs.
+        product: the product with a vector, on one part of the batch.
+        rest: the parameters' leaves that are no arrays.
     """
 
     params: Params
-    """The arrays of the parameters, at which the matrix is taken."""
-
     chunks: tuple[PyTree, ...]
-    """The batch, in parts of equal size; the matrix is the mean of theirs."""
-
     product: Product
-    """The product with a vector, on one part of the batch."""
-
     rest: Rest
-    """The parameters' leaves that are no arrays."""
 
     def __call__(self, vector: Params) -> Params:
         """The matrix times a vector.

@@ -65,7 +65,8 @@ def _fold(path: KeyPath, wrapper: nnx.WeightNorm, axes: dict[str, tuple[int, ...
     for inner, param in nnx.to_flat_state(nnx.state(wrapper.layer_instance, nnx.Param, graph=True)):
         if wrapper.variable_filter(inner, param):
             name = "/".join(map(str, (*path, *inner)))
-            scale = None if wrapper.scales is None else wrapper.scales[inner]
+            # Flax asks `use_scale` in each call: it may have been set after the scales were made.
+            scale = wrapper.scales[inner] if wrapper.use_scale and wrapper.scales is not None else None
             weight, reduced = folded(param, scale, wrapper.feature_axes, wrapper.epsilon, name)
             param.set_value(weight)
             if reduced:

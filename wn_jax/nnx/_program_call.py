@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.core
 from flax import nnx
 
 from wn_jax._node import Node
@@ -29,11 +28,6 @@ _told: weakref.WeakKeyDictionary[type, set[tuple[str, str]]] = weakref.WeakKeyDi
 
 class NotAProgramError(Exception):
     """The model does what a program of arrays does not tell."""
-
-
-def is_traced(*trees: PyTree) -> bool:
-    """Whether a transformation such as `jit` looks on; eagerly, reading a program costs more than it saves."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def run_factored(
@@ -105,9 +99,7 @@ def _warn_users_line(message: str) -> None:
         if str(frame.f_globals.get("__name__")).split(".")[0] not in ("wn_jax", "flax", "jax", "contextlib"):
             break
         frame = frame.f_back
-    if frame is None:  # a Python without frames
-        warnings.warn(message, UserWarning, stacklevel=4)
-        return
+    assert frame is not None  # CPython has frames
     place = frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")
     warnings.warn_explicit(message, UserWarning, *place)
 

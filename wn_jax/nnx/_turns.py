@@ -31,7 +31,8 @@ from flax import nnx
 from wn_jax._types import PyTree
 
 _changed = threading.Condition()
-"""Guards the two tables below. It is held for looking and noting only, never while a model's code runs."""
+"""Guards the two tables below. It is held for looking and noting only, never while a model's methods run. (Looking
+flattens the containers in it, which may be a user's own.)"""
 
 _users: dict[int, int] = {}
 """By the `id` of a part in use: the thread that uses it."""
@@ -113,6 +114,8 @@ def _children(part: PyTree) -> list[PyTree]:
         return []
     if isinstance(part, nnx.Pytree):
         return list(vars(part).values())
+    if jax.tree_util.all_leaves([part]):  # most attributes are numbers and functions, and this is quick
+        return []
     return jax.tree.leaves(part, is_leaf=lambda child: child is not part)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 from flax import nnx
 
 from wn_jax._node import is_node
+from wn_jax._tree import is_traced
 from wn_jax._types import AxesRule, PyTree, Scale
 from wn_jax._wrap import check_scale
 from wn_jax.nnx._nodes_in_place import nodes_of, rebuilt_copy, rebuilt_in_place, with_nodes
-from wn_jax.nnx._program_call import is_traced, run_factored, tell
+from wn_jax.nnx._program_call import run_factored, tell
 from wn_jax.nnx._turns import turn
 
 
@@ -29,8 +30,9 @@ class WeightNormed(nnx.Module):
     While the model's code runs, the layers hold plain weights, computed once a call; otherwise they hold nodes, so
     `wrapped.model.encoder(x)` fails. What the model's code writes to a weight is dropped after the call.
 
-    Threads take turns on one model, on its parts, and on models that share parts; others run side by side. Two threads
-    inside two models, each of which calls the other's, would wait for ever: one gets a `RuntimeError` that says so.
+    Threads take turns on one model, on its parts, and on models that share parts; others run side by side. Reading a
+    part waits for its turn, too, so a call must not wait for a thread that touches this object. Two threads inside two
+    models, each of which calls the other's, would wait for ever: one gets a `RuntimeError` that says so.
 
     Arguments:
         model: any NNX module. It is copied, and stays as it is.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from wn_jax._node import WeightNorm
+from wn_jax._tree import filled
 from wn_jax._types import Leaf, Params, PyTree
 
 
@@ -36,12 +37,7 @@ def weight_decay_mask(params: Params, plain: Callable[[Leaf], bool] = lambda lea
 
     def mask(x: Leaf) -> bool | WeightNorm:
         if isinstance(x, WeightNorm):
-            return dataclasses.replace(x, g=_filled(x.g, True), v=_filled(x.v, False))
+            return dataclasses.replace(x, g=filled(x.g, True), v=filled(x.v, False))
         return hasattr(x, "shape") and bool(plain(x))  # no function or name of an Equinox model decays
 
     return jax.tree.map(mask, params, is_leaf=lambda x: isinstance(x, WeightNorm))
-
-
-def _filled(tree: PyTree, value: bool) -> PyTree:
-    """A half of a node, which may be in a box, with `value` in place of its array."""
-    return jax.tree.map(lambda _: value, tree)

@@ -104,11 +104,10 @@ class _Transfer:
     def _understood(self, state: PyTree) -> PyTree:
         """A state of optax, whose moments follow the chain rule; its other fields may be states again."""
         kinds = _MOMENTS[type(state)]
-        fields = {
-            name: self._moments(name, value, kinds[name]) if name in kinds else self.whole(value)
-            for name, value in state._asdict().items()
-        }
-        return state._replace(**fields)
+        fields = state._asdict()
+        moments = {name: self._moments(name, fields[name], squares) for name, squares in kinds.items()}
+        others = {name: self.whole(value) for name, value in fields.items() if name not in kinds}
+        return state._replace(**moments, **others)
 
     def _moments(self, name: str, moments: PyTree, squares: bool) -> PyTree:
         """Moments as a tree like the new parameters."""

@@ -176,7 +176,7 @@ def _sum(path: str, first: _Placed, second: _Placed) -> _Placed:
     return _Placed(first.value.astype(wide) + second.value, names, True)
 
 
-def _can_be_added(value: ArrayOrNode) -> TypeGuard[np.ndarray]:
+def _can_be_added(value: ArrayOrNode) -> TypeGuard[np.ndarray | np.generic]:
     # Not asked whether it is an np.ndarray: a part of an array of one axis is a scalar of NumPy's.
     return not isinstance(value, WeightNorm) and jnp.issubdtype(value.dtype, jnp.floating)
 

@@ -262,4 +262,5 @@ def _map(fn: Callable[..., np.ndarray], *leaves: ArrayOrNode) -> ArrayOrNode:
     nodes = [leaf for leaf in leaves if isinstance(leaf, WeightNorm)]
     if not nodes:
         return fn(*leaves)
+    assert len(nodes) == len(leaves), "nodes and arrays are told apart by those who call this"
     return WeightNorm(fn(*(node.g for node in nodes)), fn(*(node.v for node in nodes)), nodes[0].axes)
