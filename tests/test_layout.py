@@ -30,7 +30,7 @@ ORDER = {
         ["__init__"],
     ],
     "wn_jax._program": [
-        ["jaxpr"],
+        ["__init__", "jaxpr"],
         ["views", "factored"],
         ["notes", "moves"],
         ["walk", "run"],
@@ -78,6 +78,7 @@ def imported(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are written by their whole names"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 yield whole if whole in known else node.module
@@ -90,6 +91,7 @@ def room(module, package):
 
 def test_help_reads():
     commands = ["compare", "train", "sweep", "conditioning", "report", "fetch", "bench", "overhead", "vocoder"]
+    commands += ["tpu-compile"]
     for command in ([], *([name] for name in commands)):
         result = invoke(*command, "--help")
         assert result.exit_code == 0
@@ -121,11 +123,11 @@ def test_experiments_import_only_public_names():
 
 @pytest.mark.parametrize("package", ORDER)
 def test_imports_run_downwards(package):
-    """From a room to one that stands above it in the order; and not across, so that there is no circle."""
+    """From a room to one that stands below it in the order; and not across, so that there is no circle."""
     level = {name: i for i, names in enumerate(ORDER[package]) for name in names}
     for path, tree in sources(package.replace(".", "/")):
         own = room(module_of(path), package)
-        assert own in level or path.parent != ROOT / package, f"{path}: give it a place in ORDER"
+        assert own in level, f"{path}: give its room a place in ORDER"
         for module in imported(tree):
             if not f"{module}.".startswith(f"{package}.") or (other := room(module, package)) == own:
                 continue
