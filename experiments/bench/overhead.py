@@ -25,7 +25,8 @@ import wn_jax as wn
 from experiments import optimizers, tasks
 from experiments.config.experiment import Experiment
 from experiments.devices.mesh import MeshConfig
-from experiments.engine import arm, run, training
+from experiments.engine import arm, run
+from experiments.engine.members import Member
 from experiments.errors import ConfigError
 from experiments.run_folder.folder import RunFolder
 
@@ -82,7 +83,7 @@ def _bare(own: arm.Arm) -> Callable[[], None]:
     config, dataset = own.config, own.placement.dataset
     task = tasks.build(config.model, dataset)
     optimizer = optimizers.build(config.optimizer, config.optimizer.learning_rate[0], config.train.steps, 1)
-    member = training.Member(jnp.int32(config.train.first_seed), jnp.float32(config.optimizer.learning_rate[0]))
+    member = Member(jnp.int32(config.train.first_seed), jnp.float32(config.optimizer.learning_rate[0]))
     examples = own.placement.train
     first = jax.jit(own.functions.start)(member, examples)
     state = jax.tree.map(lambda array: array[None], (first.params, first.model_state, first.opt_state))

@@ -25,14 +25,14 @@ from experiments.engine.training import State
 from experiments.errors import ConfigError
 from experiments.tasks import Examples
 
-Figures = dict[str, np.ndarray]
+MemberFigures = dict[str, np.ndarray]
 """By name, a number for each member."""
 
 
 class Advance(NamedTuple):
     """The way up to a record."""
 
-    figures: Figures
+    figures: MemberFigures
     """`train_loss`, the mean over the steps, and the same of its terms."""
 
     nonfinite_step: np.ndarray
@@ -59,7 +59,7 @@ class Arm:
         self.placement = placement
         self.members = members(config)
         self.functions = training.functions(config, placement.dataset, placement)
-        self.programs = Programs(config, self.functions, placement)
+        self.programs = Programs(self.functions, placement, self.members)
         self.states: list[State] = []
         sharding.check(self.functions.uses, placement.mesh)
 
@@ -110,7 +110,7 @@ class Arm:
 
     # Figures
 
-    def evaluate(self) -> Figures:
+    def evaluate(self) -> MemberFigures:
         """Means over the held-out examples."""
         sums = []
         for state, member in self._each():
@@ -121,7 +121,7 @@ class Arm:
             sums.append(functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts))
         return {name: _joined([own[name] for own in sums]) / self._held_out_examples for name in sums[0]}
 
-    def log_likelihood(self, check: Callable[[], None]) -> Figures:
+    def log_likelihood(self, check: Callable[[], None]) -> MemberFigures:
         """The mean over the held-out examples of an estimate from below, by importance sampling.
 
         Nothing of a task that has none. `check` is called again and again meanwhile.
@@ -149,7 +149,7 @@ class Arm:
         written = [self.programs["sample"](state, member) for state, member in self._each()]
         return [bytes(text).decode(errors="replace") for text in _joined(written)]
 
-    def pictures(self) -> Figures:
+    def pictures(self) -> MemberFigures:
         """By name, images (members, rows, columns, height, width, channels) that the network makes, if it makes any."""
         if self.functions.task.pictures is None:
             return {}
@@ -158,7 +158,7 @@ class Arm:
         made = [self.programs["pictures"](state, member, examples) for state, member in self._each()]
         return jax.tree.map(lambda *images: _joined(images), *made)
 
-    def statistics(self) -> dict[str, Figures]:
+    def statistics(self) -> dict[str, MemberFigures]:
         """Of the weights' vectors: see `training.Functions.statistics`."""
         each = [self.programs["statistics"](state, member) for state, member in self._each()]
         return jax.tree.map(lambda *values: _joined(values), *each)

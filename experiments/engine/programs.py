@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
-from experiments.config.experiment import ArmConfig
 from experiments.devices import sharding
 from experiments.devices.placement import Placement, placed
-from experiments.engine.members import Member, as_arrays, members
+from experiments.engine.members import Member, as_arrays
 from experiments.engine.training import Functions, State
 
-_IN_AXES: dict[str, tuple[int | None, ...]] = {
+Name = Literal["first", "order", "evaluate", "add_weight", "log_mean", "sample", "pictures", "statistics"]
+"""The methods of `Functions` whose programs are had by name."""
+
+InAxes = tuple[int | None, ...]
+"""Which axis of each argument counts the members; None: they share the argument."""
+
+_IN_AXES: dict[Name, InAxes] = {
     "first": (0,),
-    "init": (0, None, 0),
     "order": (0, None),
-    "advance": (0, 0, None, 0),
     "evaluate": (0, 0, None, None, None),
     "add_weight": (0, 0, 0, None, None, None),
     "log_mean": (0, None),
@@ -29,26 +32,32 @@ _IN_AXES: dict[str, tuple[int | None, ...]] = {
     "pictures": (0, 0, None),
     "statistics": (0, 0),
 }
-"""By method of `Functions`, which axis of each argument counts the members; None: they share the argument."""
+_INIT: InAxes = (0, None, 0)
+_ADVANCE: InAxes = (0, 0, None, 0)
 
 
 class Programs:
-    """The programs of an arm, each compiled when it is first called.
+    """The programs of an arm.
 
-    `programs["evaluate"]` is `Functions.evaluate` over a group, and so for every name of the table above, but for
-    `advance` and `init`, which are attributes.
+    `programs["evaluate"]` is `Functions.evaluate` over a group, compiled when it is first called, and so for every
+    `Name`. `init` and `advance` are attributes, as each is compiled in a way of its own: the former when it is first
+    called, the latter when the attribute is first read.
+
+    Arguments:
+        functions: the arm's.
+        placement: where its arrays lie.
+        members: learning rate and seed of each member.
     """
 
-    def __init__(self, config: ArmConfig, functions: Functions, placement: Placement) -> None:
-        self.config = config
+    def __init__(self, functions: Functions, placement: Placement, members: list[tuple[float, int]]) -> None:
         self.functions = functions
         self.placement = placement
-        self._members = members(config)
-        self._jitted: dict[str, Callable[..., Any]] = {}
+        self._members = members
+        self._jitted: dict[Name, Callable[..., Any]] = {}
 
-    def __getitem__(self, name: str) -> Callable[..., Any]:
+    def __getitem__(self, name: Name) -> Callable[..., Any]:
         if name not in self._jitted:
-            self._jitted[name] = self._jit(name)
+            self._jitted[name] = self._jit(getattr(self.functions, name), _IN_AXES[name])
         return self._jitted[name]
 
     @functools.cached_property
@@ -56,7 +65,7 @@ class Programs:
         """`Functions.init` over a group."""
         # It runs once, and LLVM's optimization of its random numbers takes longer than all else at the start.
         quickly = {"xla_backend_optimization_level": "0"} if self.placement.on_cpu() else {}
-        return self._jit("init", out_shardings=self._shardings, compiler_options=quickly)
+        return self._jit(self.functions.init, _INIT, out_shardings=self._shardings, compiler_options=quickly)
 
     @functools.cached_property
     def advance(self) -> jax.stages.Compiled:
@@ -67,7 +76,7 @@ class Programs:
         """`advance` before it is compiled: from shapes alone, and the devices need not be there."""
         # A new function each time, which JAX traces anew: `tpu.compiled` measures how long that takes.
         places = (self._shardings, self.placement.everywhere)
-        advance = self._jit("advance", out_shardings=places, donate_argnums=0)
+        advance = self._jit(self.functions.advance, _ADVANCE, out_shardings=places, donate_argnums=0)
         to_next_record = jax.eval_shape(jax.vmap(self.functions.order, _IN_AXES["order"]), self._member, 0)
         members, _, batch = to_next_record.shape
         rows = jax.ShapeDtypeStruct((members, self.steps_per_call, batch), to_next_record.dtype)
@@ -81,13 +90,13 @@ class Programs:
     @functools.cached_property
     def steps_per_call(self) -> int:
         """How many steps make one call."""
-        train = self.config.train
+        train = self.functions.config.train
         return train.steps_per_call or (1 if self._slow_in_loops or self.placement.fed else train.record_every)
 
     @functools.cached_property
     def group_size(self) -> int:
         """How many members make one call."""
-        return self.config.train.members_per_call or (1 if self._slow_in_loops else len(self._members))
+        return self.functions.config.train.members_per_call or (1 if self._slow_in_loops else len(self._members))
 
     @property
     def _slow_in_loops(self) -> bool:
@@ -108,7 +117,7 @@ class Programs:
     def _shapes(self) -> State:
         """Those of a group's states; all groups are of one size."""
         rows = jax.eval_shape(jax.vmap(self.functions.first, _IN_AXES["first"]), self._member)
-        init = jax.vmap(self.functions.init, _IN_AXES["init"])
+        init = jax.vmap(self.functions.init, _INIT)
         return jax.eval_shape(init, self._member, self.placement.train_like, self.placement.feed_like(rows))
 
     @functools.cached_property
@@ -117,7 +126,7 @@ class Programs:
         by_path = sharding.of_parameters(self.functions.uses, self.placement.mesh)
         return jax.tree.map(self.placement.at, sharding.of_state(self._shapes, by_path))
 
-    def _jit(self, name: str, **options: Any) -> Any:
-        """A method of `Functions` over a group; what it gives is whole on each device, where nothing else is said."""
-        mapped = jax.vmap(getattr(self.functions, name), in_axes=_IN_AXES[name])
+    def _jit(self, function: Callable[..., Any], in_axes: InAxes, **options: Any) -> Any:
+        """A function of one member over a group; what it gives is whole on each device, where nothing else is said."""
+        mapped = jax.vmap(function, in_axes=in_axes)
         return jax.jit(mapped, **{"out_shardings": self.placement.everywhere, **options})

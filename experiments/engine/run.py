@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from experiments.config.experiment import Experiment, TrainConfig
-from experiments.engine.arm import Advance, Arm, Figures
+from experiments.engine.arm import Advance, Arm, MemberFigures
 from experiments.engine.training import NOT_YET
 from experiments.errors import RunError
 from experiments.run_folder.folder import RunFolder
@@ -106,7 +106,7 @@ def advance(
     advanced = arm.advance()
     seconds = (time.perf_counter() - start) / train.record_every
 
-    figures, by_layer = advanced.figures, dict[str, Figures]()
+    figures, by_layer = advanced.figures, dict[str, MemberFigures]()
     if step % train.evaluation_period == 0 or step == train.steps:
         last = step == train.steps and not _stops(arm, train, advanced)
         figures = figures | _evaluated(arm, last, check)
@@ -125,7 +125,7 @@ def advance(
     return Progress(name, step, float(np.mean(figures["train_loss"])), examples / seconds)
 
 
-def _evaluated(arm: Arm, last: bool, check: Callable[[], None]) -> Figures:
+def _evaluated(arm: Arm, last: bool, check: Callable[[], None]) -> MemberFigures:
     """Figures of the held-out examples; at the end of a run, where this is the `last`, also what takes long."""
     found = {**arm.evaluate(), **(arm.log_likelihood(check) if last else {})}
     held_out = arm.placement.dataset.held_out_name
@@ -133,7 +133,7 @@ def _evaluated(arm: Arm, last: bool, check: Callable[[], None]) -> Figures:
 
 
 def _records(
-    name: str, arm: Arm, step: int, figures: Figures, by_layer: dict[str, Figures], advanced: Advance
+    name: str, arm: Arm, step: int, figures: MemberFigures, by_layer: dict[str, MemberFigures], advanced: Advance
 ) -> Iterator[Record]:
     """A record for each learning rate."""
     seeds, first_seed = arm.config.train.seeds, arm.config.train.first_seed
@@ -194,7 +194,7 @@ def _stops(arm: Arm, train: TrainConfig, advanced: Advance) -> bool:
 
 
 def _check_finite(name: str, arm: Arm, train: TrainConfig, folder: RunFolder, advanced: Advance) -> None:
-    """That no loss stops the run.
+    """Check that no loss stops the run.
 
     Raises:
         RunError: one is not finite, and that is the rule.

@@ -18,11 +18,9 @@ import wn_jax as wn
 from experiments import data, optimizers, parametrizations, tasks
 from experiments.config.experiment import ArmConfig
 from experiments.devices.layout import Layout
-from experiments.engine.members import Member, as_arrays, members
+from experiments.engine.members import Member
 from experiments.errors import ConfigError
 from experiments.tasks import Examples, Params
-
-__all__ = ["NOT_YET", "Figures", "Functions", "Member", "State", "as_arrays", "functions", "members", "weight_uses"]
 
 NOT_YET = -1
 """In place of a step: it has not come to that."""
