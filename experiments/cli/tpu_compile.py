@@ -66,7 +66,7 @@ def tpu_compile(
 def table(found: dict[str, Compiled], title: str) -> Table:
     """The figures of both, and their ratio."""
     plain, normed = (found[name] for name in ARMS)
-    view = tables.plain(escape(title))
+    view = tables.empty(escape(title))
     for column in ("", "plain", "weight norm", "ratio"):
         view.add_column(column, justify="right" if column else "left", no_wrap=True)
 

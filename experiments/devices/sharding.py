@@ -26,7 +26,7 @@ def of_parameters(uses: Iterable[Any], mesh: Mesh) -> dict[str, PartitionSpec]:
 
 
 def check(uses: Iterable[Any], mesh: Mesh) -> None:
-    """That each axis of the mesh that shards parameters has one to shard.
+    """Check that each axis of the mesh that shards parameters has one to shard.
 
     Raises:
         ConfigError: a number of devices divides none of their axes.

@@ -12,7 +12,7 @@ from experiments.report import charts, curvature, curves, summary
 from experiments.report.curvature import Curvature
 from experiments.report.page import page
 from experiments.report.runs import Run, read_all
-from experiments.report.summary import Row, Table, summarize
+from experiments.report.summary import Row, TextTable, summarize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Report:
     rows: list[Row]
     """A row for each arm and learning rate."""
 
-    table: list[Table]
+    table: list[TextTable]
     """The rows as text, for the terminal to draw."""
 
     summary: Path

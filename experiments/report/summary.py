@@ -67,7 +67,7 @@ class Column(NamedTuple):
     is_text: bool = False
 
 
-class Table(NamedTuple):
+class TextTable(NamedTuple):
     """A table for people. The first of its columns says the arm."""
 
     heading: str
@@ -128,12 +128,12 @@ def caption(rows: Sequence[Row]) -> list[str]:
     return [f"{sentence}." for sentence in sentences]
 
 
-def table(rows: Sequence[Row], heading: str) -> list[Table]:
+def table(rows: Sequence[Row], heading: str) -> list[TextTable]:
     """The tables for the terminal, which come out at most about 100 characters wide."""
-    results = Table(heading, columns(rows, terms=False), " ".join(caption(rows)))
+    results = TextTable(heading, columns(rows, terms=False), " ".join(caption(rows)))
     if not has_several_targets(rows):
         return [results]
-    return [results, Table("Steps to training losses", steps_columns(rows), steps_caption(rows))]
+    return [results, TextTable("Steps to training losses", steps_columns(rows), steps_caption(rows))]
 
 
 def has_several_targets(rows: Sequence[Row]) -> bool:

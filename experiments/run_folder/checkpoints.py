@@ -23,6 +23,9 @@ from experiments.errors import RunError
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells about every step of every save
 
+CHECKPOINTS = "checkpoints"
+"""The name of their folder in the run folder."""
+
 _WAIT = 300  # seconds that a process waits for what the others have to write
 
 

@@ -1,7 +1,7 @@
 """The records of `conditioning.jsonl`: one for each seed, step and parametrization at which curvature was measured.
 
 What the records hold is said here, once for those who write them (`conditioning`) and read them (`report.curvature`).
-The file itself belongs to `folder`.
+The file itself belongs to `folder`, and `record` reads it for a run that goes on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from typing import TypedDict
 import numpy as np
 
 LEVELS = np.geomspace(1e-6, 1, 37)
-"""The levels above which eigenvalues are counted, in units of the largest."""
+"""The levels above which eigenvalues are counted, in units of the largest.
+
+They may never change: no file holds them, so a report takes those of here, whichever version measured.
+"""
 
 
 class Spectrum(TypedDict, total=False):

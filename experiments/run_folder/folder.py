@@ -27,7 +27,7 @@ from experiments.config import differences, toml_file
 from experiments.config.experiment import Experiment
 from experiments.errors import ConfigError, RunError
 from experiments.run_folder import pictures
-from experiments.run_folder.checkpoints import Checkpoints
+from experiments.run_folder.checkpoints import CHECKPOINTS, Checkpoints
 from experiments.run_folder.record import (
     CONFIG,
     ENVIRONMENT,
@@ -35,7 +35,7 @@ from experiments.run_folder.record import (
     METRICS,
     SAMPLES,
     TIMES,
-    Line,
+    JsonLine,
     Record,
     Sample,
     Time,
@@ -45,8 +45,6 @@ from experiments.run_folder.record import (
 )
 from experiments.run_folder.tensorboard import EventFiles
 from experiments.run_folder.tensorboard import require as require_tensorboard
-
-__all__ = ["MEASURED", "RunFolder", "check", "read_records"]
 
 _ELSEWHERE = "choose another folder with --out"
 
@@ -91,7 +89,7 @@ class RunFolder:
                 _check_is_shared(path)
             everything = json.dumps([experiment.model_dump(mode="json"), resume, tensorboard, self._data])
             processes.check_same(everything, "configs, options or texts")
-            self.checkpoints = Checkpoints(path / "checkpoints", experiment.train.keep_checkpoints)
+            self.checkpoints = Checkpoints(path / CHECKPOINTS, experiment.train.keep_checkpoints)
             self._open = stack.pop_all()
 
     def _set_up(self, stack: contextlib.ExitStack, resume: bool) -> None:
@@ -127,7 +125,7 @@ class RunFolder:
             self._go_on(records, step or 0)
         return step or 0, tree, notes
 
-    def _go_on(self, records: list[Line], step: int) -> None:
+    def _go_on(self, records: list[JsonLine], step: int) -> None:
         """Open the files of records, less what came after `step`."""
         with self._full_disk():
             times = read_records(self.path / TIMES, strict=False)
@@ -169,7 +167,7 @@ class RunFolder:
         """Append a record of how long it took."""
         self._append(TIMES, time._asdict())
 
-    def measured(self) -> list[Line]:
+    def measured(self) -> list[JsonLine]:
         """The records of `python -m experiments conditioning` here, whose file is now open to go on with."""
         records = read_measured(self.path / MEASURED)
         with self._full_disk():
@@ -177,7 +175,7 @@ class RunFolder:
             self._begin(MEASURED)
         return records
 
-    def write_measured(self, records: list[Line]) -> None:
+    def write_measured(self, records: list[JsonLine]) -> None:
         """Append what was measured at one place, in one piece."""
         self._append(MEASURED, *records)
 
@@ -200,7 +198,7 @@ class RunFolder:
         """Open a file of records, to go on with."""
         self._files[name] = self._open.enter_context((self.path / name).open("ab", buffering=0))
 
-    def _append(self, name: str, *records: Line) -> None:
+    def _append(self, name: str, *records: JsonLine) -> None:
         left = "".join(map(line, records)).encode() if processes.first() else b""
         with self._full_disk():
             while left:  # unbuffered, so that nothing is left to be written when the file is closed
@@ -213,18 +211,18 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"{self.path}: {error}; make room, and go on with --resume") from None
 
-    def _missing_records(self, records: list[Line], step: int) -> str | None:
+    def _missing_records(self, records: list[JsonLine], step: int) -> str | None:
         """Why no run can go on from the checkpoint at `step`: metrics that were lost, with the machine's power say."""
         train = self._experiment.train
         for arm, config in self._experiment.arms.items():
             before = [record for record in records if record["arm"] == arm and record["step"] <= step]
             if len(before) != len(config.optimizer.learning_rate) * (step // train.record_every):
-                return f"metrics.jsonl lacks records of {arm} from before it"
+                return f"{METRICS} lacks records of {arm} from before it"
         return None
 
 
 def check(path: Path, experiment: Experiment, resume: bool) -> None:
-    """That the experiment can run in this folder; nothing is written.
+    """Check that the experiment can run in this folder; nothing is written.
 
     Raises:
         ConfigError: it holds something else, or a run without `resume`, or one of another config.
@@ -237,7 +235,7 @@ def check(path: Path, experiment: Experiment, resume: bool) -> None:
     except OSError as error:
         raise ConfigError(f"{path}: the run folder cannot be used: {error}; {_ELSEWHERE}") from None
     if stored is None:
-        if {name for name in found if not name.startswith(".")} - {ENVIRONMENT, "checkpoints"}:
+        if {name for name in found if not name.startswith(".")} - {ENVIRONMENT, CHECKPOINTS}:
             raise ConfigError(f"{path}: already exists, is not empty and holds no run; {_ELSEWHERE}")
     elif not resume:
         raise ConfigError(f"{path}: holds a run already; go on with it by --resume, or {_ELSEWHERE}")
@@ -249,7 +247,11 @@ def check(path: Path, experiment: Experiment, resume: bool) -> None:
 
 
 def _check_is_shared(path: Path) -> None:
-    """That what the first process wrote is here."""
+    """Check that what the first process wrote is here.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if not (path / CONFIG).exists():
         raise ConfigError(
             f"{path}: is not the folder that process 0 of this run works in; choose an --out on a file system that all "

@@ -1,7 +1,7 @@
 """The records of a run: what stands in each file of JSON lines, as types; reading, checking and writing a line.
 
-It owns the names of the files and of the keys. Which process writes when is `folder`'s, and what a reader makes of the
-records that of `tensorboard` and `report`.
+It owns the names of the files, and the way from a record to its line and back. Which process writes when is `folder`'s,
+and what a reader makes of the records that of `tensorboard` and `report`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ BY_LAYER = ("norms", "effective_step")
 
 _NONFINITE, _AT_FAULT = "nonfinite_step", "at_fault"  # marks, which are no figures
 
-Line = dict[str, Any]
+JsonLine = dict[str, Any]
 """A record as JSON has it."""
 
 Numbers = list[float | None]
-"""A number for each seed; None, which is JSON's null, where it is not finite."""
+"""A number for each seed. One that is not finite is itself in a record that was made here, and None, which is JSON's
+null, in one that was read from a file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,9 @@ class Record:
     at_fault: dict[str, str] = dataclasses.field(default_factory=dict)
     """By seed, as a string, the terms of the loss that were not finite at that step; of seeds with none, nothing."""
 
-    def to_json(self) -> Line:
+    def to_json(self) -> JsonLine:
         """The record as a line has it, keys in their order there; NaN is still NaN, which `line` makes null."""
-        marks: Line = {}
+        marks: JsonLine = {}
         if self.nonfinite_step is not None:
             marks[_NONFINITE] = self.nonfinite_step
         if self.at_fault:
@@ -68,7 +69,7 @@ class Record:
 
     @classmethod
     def from_json(cls, line: Mapping[str, Any]) -> Record:
-        """The record of a line that `check` finds nothing wrong with."""
+        """The record of a line, which `read_metrics` has checked, or `to_json` made."""
         at_fault = line.get(_AT_FAULT)
         return cls(
             arm=line["arm"],
@@ -153,7 +154,7 @@ def read_seconds(path: Path) -> dict[str, dict[int, float]]:
     return seconds
 
 
-def read_records(path: Path, strict: bool = True) -> list[Line]:
+def read_records(path: Path, strict: bool = True) -> list[JsonLine]:
     """The lines of a file of records of arms, which a run goes on from; none where there is no file.
 
     As JSON, so that a run that goes on writes again what it has read, whichever version wrote it.
@@ -168,8 +169,11 @@ def read_records(path: Path, strict: bool = True) -> list[Line]:
     return [found for _, found in lines if isinstance(found.get("step"), int)]
 
 
-def read_measured(path: Path) -> list[Line]:
-    """The lines of `conditioning.jsonl`; none where there is no file.
+def read_measured(path: Path) -> list[JsonLine]:
+    """The lines of `conditioning.jsonl`, which a run goes on from; none where there is no file.
+
+    Only the place is asked for, as a run that goes on writes again what it has read, whichever version wrote it. The
+    report, which shows the rest, too, asks for all of `conditioning.KEYS`.
 
     Raises:
         ConfigError: a line does not say where it was measured.
@@ -189,8 +193,8 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
-def _check_kinds(found: Line, where: str) -> None:
-    """That a line has what every record has.
+def _check_kinds(found: JsonLine, where: str) -> None:
+    """Check that a line has what every record has.
 
     Raises:
         ConfigError: it has not.
@@ -200,8 +204,8 @@ def _check_kinds(found: Line, where: str) -> None:
             raise ConfigError(f"{where}: {key} is {found.get(key, 'missing')!r}; is this file from another program?")
 
 
-def _check_numbers(found: Line, seeds: int, where: str) -> None:
-    """That every list of a record has a number for each seed, and that there is one at least.
+def _check_numbers(found: JsonLine, seeds: int, where: str) -> None:
+    """Check that every list of a record has a number for each seed, and that there is one at least.
 
     Raises:
         ConfigError: one has not.

@@ -51,6 +51,7 @@ class EventFiles:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append every figure of a line of `metrics.jsonl` that has one number a seed, at the record's step."""
+        # Of a line, and not of a record, so that they can be made of any metrics.jsonl, whichever version wrote it.
         record = Record.from_json(line)
         folder = self._folder / f"{record.arm}-{record.learning_rate:g}"
         for seed in range(len(record.figures["train_loss"])):

@@ -18,7 +18,7 @@ from experiments.devices import mesh
 from experiments.devices.placement import Placement
 from experiments.engine import training
 from experiments.engine.arm import Arm
-from experiments.run_folder.folder import read_records
+from experiments.run_folder.record import read_records
 from experiments.tasks import gpt, language
 from tests.experiments.commands import ROOT, fails, invoke, run_once
 

@@ -17,7 +17,8 @@ import pytest
 from experiments.config import toml_file
 from experiments.engine import arm, run
 from experiments.errors import ConfigError, RunError
-from experiments.run_folder.folder import RunFolder, check, read_records
+from experiments.run_folder.folder import RunFolder, check
+from experiments.run_folder.record import read_records
 from tests.experiments.commands import ROOT, fails, invoke
 
 CONFIG = """

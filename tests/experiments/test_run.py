@@ -16,7 +16,7 @@ from experiments import data
 from experiments.cli import interrupt
 from experiments.config import toml_file
 from experiments.engine import arm, training
-from experiments.run_folder.folder import read_records
+from experiments.run_folder.record import read_records
 from tests.experiments.commands import DIGITS, ROOT, TINY, arm_config, fails, invoke, run_once, settings
 
 ARMS = ("plain", "weight_norm", "weight_norm_mean_only", "mean_only", "batch_norm")

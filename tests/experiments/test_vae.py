@@ -17,7 +17,7 @@ from experiments.config import toml_file
 from experiments.data import Dataset
 from experiments.engine import arm, training
 from experiments.run_folder import pictures
-from experiments.run_folder.folder import read_records
+from experiments.run_folder.record import read_records
 from experiments.tasks.vae import VAEConfig
 from tests.experiments.commands import invoke, run_once
 from tests.experiments.vaes import CONVOLUTIONS, SMALL, TINY, config, settings, stripes, stripes_are_a_data_set  # noqa: F401

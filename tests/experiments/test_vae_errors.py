@@ -9,7 +9,7 @@ from experiments.engine import arm
 from experiments.errors import ConfigError
 from experiments.report import report
 from experiments.run_folder import pictures
-from experiments.run_folder.folder import read_records
+from experiments.run_folder.record import read_records
 from tests.experiments.commands import fails, invoke
 from tests.experiments.run_folders import write_run
 from tests.experiments.vaes import SMALL, settings, stripes_are_a_data_set  # noqa: F401
