@@ -1,9 +1,17 @@
 """Config-driven experiments with wn_jax: `python -m experiments --help`.
 
-A TOML file (`toml_file`, `config`) names a data set (`data`), a network and its loss (`tasks`), how its weights are
-written (`parametrizations`) and an optimizer (`optimizers`). `training` makes pure functions of one seed of that, `arm`
-compiles them for all seeds and learning rates on the devices (`mesh`, `placement`, `sharding`), `run` executes the arms
-side by side in a run folder (`run_folder`, `checkpoints`), in one process or several (`processes`), and `report` shows
-what came out. `bench` and `overhead` measure.
+The rooms, from what everything may use to what uses everything:
+
+- `errors`, `environment`, `schema`, `files`, `drawing`: what is common to all.
+- `parametrizations`, `processes`, `optimizers`: how weights are written, several processes as one run, and optimizers.
+- `data`: data sets, and the order in which training sees them.
+- `tasks`: networks and their losses.
+- `devices`: the mesh, and where arrays lie on it.
+- `config`: a TOML file as an experiment, which names one of each of these.
+- `run_folder`: what a run writes, and going on from it.
+- `engine`: training, all arms side by side; `report`: what came out, as tables, pictures and a page.
+- `conditioning`, `tpu`, `vocoder`, `bench`: curvature along training, steps compiled for TPUs, a vocoder, and timings.
+- `cli`: the command line.
+
 They use wn_jax by its public names only.
 """

@@ -1,7 +1,4 @@
-"""The program: all commands together. A command is a function in a file of its own, and a line here.
-
-Errors in what the user gave are one message and exit code 2. A run that had to stop ends with code 1.
-"""
+"""The program: all commands together. A command is a function in a file of its own, and a line here."""
 
 from __future__ import annotations
 
@@ -12,9 +9,9 @@ import typer
 from experiments.cli.bench import bench
 from experiments.cli.conditioning import conditioning
 from experiments.cli.fetch import fetch
-from experiments.cli.options import spread
 from experiments.cli.overhead import overhead
 from experiments.cli.report import report
+from experiments.cli.spread import spread
 from experiments.cli.tpu_compile import tpu_compile
 from experiments.cli.training import compare, sweep, train
 from experiments.cli.vocoder import vocoder
@@ -39,11 +36,6 @@ _HELP = (
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=_HELP)
 for _name, _command in _COMMANDS.items():
     app.command(_name)(spread(_command))
-
-
-@app.callback()
-def about() -> None:
-    """Experiments with wn_jax: train arms of one config and see who wins."""
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from experiments.cli import interrupt
-from experiments.cli.options import RunOptions, new_folder
+from experiments.cli.options import RunOptions, TrainingOptions, new_folder
 from experiments.cli.report import show_report
 from experiments.cli.terminal import about_config, console, interruptible, progress_bar
 from experiments.conditioning.along import Along
@@ -20,21 +20,13 @@ from experiments.run_folder.folder import RunFolder, check
 Arms = dict[str, arm.Arm]
 
 
-def execute(
-    config_file: Path,
-    experiment: Experiment,
-    options: RunOptions,
-    *,
-    tensorboard: bool = False,
-    then_measure: bool = False,
-) -> None:
+def execute(config_file: Path, experiment: Experiment, options: RunOptions, *, then_measure: bool = False) -> None:
     """Train the arms of an experiment in its run folder, and report.
 
     Arguments:
         config_file: the file of the experiment, named in errors.
         experiment: what to train.
-        options: which folder, and whether to go on with the run in it.
-        tensorboard: whether to write event files, too.
+        options: which folder, whether to go on with the run in it, and whether to write event files, too.
         then_measure: whether to measure curvature along what was trained.
 
     Raises:
@@ -44,6 +36,7 @@ def execute(
     path = _folder(experiment, options)
     arms, along = _built(config_file, experiment, then_measure)
     _show_devices(arms)
+    tensorboard = isinstance(options, TrainingOptions) and options.tensorboard
 
     with (
         interruptible(lambda: f"interrupted; to go on: --out {path} --resume"),

@@ -25,7 +25,7 @@ def fetch(
     """Download a data set and check it."""
     interrupt.at_once()
     with user_errors(), interruptible(lambda: "interrupted"):
-        fetching.fetch(name, to, bar=download_bar)
+        fetching.fetch(name, to, print, download_bar)
 
 
 @contextlib.contextmanager

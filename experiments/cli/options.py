@@ -1,17 +1,14 @@
 """Arguments and options that several commands share, each said once.
 
-A command may take a dataclass of options, and `app` gives it one option for each field.
+A command may take a dataclass of options; how its fields become options of the command, `spread` says.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import typer
 
@@ -38,6 +35,11 @@ class RunOptions:
         bool, typer.Option("--resume", help="Go on with the run in --out from its newest checkpoint, or begin it.")
     ] = False
 
+    @property
+    def settings(self) -> list[str]:
+        """The changes to keys of the config file."""
+        return self.set_ or []
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions(RunOptions):
@@ -58,45 +60,6 @@ class TrainingOptions(RunOptions):
     processes: Annotated[int | None, typer.Option(help="How many processes there are.", min=1)] = None
     process: Annotated[int | None, typer.Option(help="Which of them this is, from 0.", min=0)] = None
     join_timeout: Annotated[int, typer.Option(help="Seconds to wait for the others to join.", min=1)] = 300
-
-
-def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer needs it: in place of a dataclass, it takes each of its fields as an option.
-
-    The options stand where the dataclass stood, in the order of its fields.
-    """
-    parameters = inspect.signature(command, eval_str=True).parameters
-    taken = [part for parameter in parameters.values() for part in _parts(parameter)]
-
-    @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        def value(parameter: inspect.Parameter) -> Any:
-            if not _is_options(parameter):
-                return given[parameter.name]
-            return parameter.annotation(**{part.name: given[part.name] for part in _parts(parameter)})
-
-        command(**{name: value(parameter) for name, parameter in parameters.items()})
-
-    # Typer reads the one for names and defaults, and the other for types.
-    with_options.__signature__ = inspect.Signature(taken)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {part.name: part.annotation for part in taken}
-    return with_options
-
-
-def _parts(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
-    """The parameters in the place of one, all of them given by name."""
-    by_name = inspect.Parameter.KEYWORD_ONLY
-    if not _is_options(parameter):
-        yield parameter.replace(kind=by_name)
-        return
-    types = get_type_hints(parameter.annotation, include_extras=True)
-    for field in dataclasses.fields(parameter.annotation):
-        yield inspect.Parameter(field.name, by_name, default=field.default, annotation=types[field.name])
-
-
-def _is_options(parameter: inspect.Parameter) -> bool:
-    """Whether the parameter stands for several options."""
-    return dataclasses.is_dataclass(parameter.annotation)
 
 
 def one_arm(experiment: Experiment, arm: str | None, config_file: Path) -> Experiment:

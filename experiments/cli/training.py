@@ -22,27 +22,27 @@ LearningRates = Annotated[
 def compare(config_file: ConfigFile, *, options: TrainingOptions) -> None:
     """Train all arms of CONFIG side by side and report: a table, curves, a page, metrics and the resolved config."""
     with joined(options):
-        experiment = toml_file.load(config_file, options.set_ or ())
-        execute(config_file, experiment, options, tensorboard=options.tensorboard)
+        experiment = toml_file.load(config_file, options.settings)
+        execute(config_file, experiment, options)
 
 
 def train(config_file: ConfigFile, arm: ArmName = None, *, options: TrainingOptions) -> None:
     """Train one arm of CONFIG."""
     with joined(options):
-        experiment = one_arm(toml_file.load(config_file, options.set_ or ()), arm, config_file)
-        execute(config_file, experiment, options, tensorboard=options.tensorboard)
+        experiment = one_arm(toml_file.load(config_file, options.settings), arm, config_file)
+        execute(config_file, experiment, options)
 
 
 def sweep(config_file: ConfigFile, learning_rates: LearningRates = None, *, options: TrainingOptions) -> None:
     """Train all arms of CONFIG at several learning rates; where that is fast, all of an arm's in one program."""
     with joined(options):
-        experiment = _with_rates(config_file, options.set_ or [], learning_rates)
+        experiment = _with_rates(config_file, options.settings, learning_rates)
         if any(len(arm.optimizer.learning_rate) == 1 for arm in experiment.arms.values()):
             raise ConfigError(
                 f"{config_file}: a sweep needs several learning rates in each arm; give --learning-rates 0.001,0.01 or "
                 "a list in optimizer.learning_rate"
             )
-        execute(config_file, experiment, options, tensorboard=options.tensorboard)
+        execute(config_file, experiment, options)
 
 
 def _with_rates(config_file: Path, settings: list[str], learning_rates: str | None) -> Experiment:

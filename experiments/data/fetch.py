@@ -40,7 +40,7 @@ def fetch(name: str, folder: Path | None = None, say: Say = print, bar: Progress
     Arguments:
         name: a key of `SOURCES`.
         folder: the folder of data sets, in which the set gets its own. By default `WN_JAX_DATA`, else the user's cache.
-        say: is told what happens.
+        say: is told what happens. By default, it is printed.
         bar: shows how far each download is.
 
     Returns:
@@ -80,7 +80,7 @@ def _source(name: str) -> Source:
     """The data set of this name.
 
     Raises:
-        ConfigError: there is none, or nothing to fetch of it.
+        ConfigError: there is none, or it is text, which nobody serves. A set that needs no download is no error.
     """
     if name == text.NAME:
         raise ConfigError("text is not fetched: it is the source of Python's standard library, or what data.path names")

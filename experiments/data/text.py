@@ -40,7 +40,8 @@ def read(path: str | None, window: int) -> tuple[np.ndarray, np.ndarray]:
             if held_out > 1
             else f"{what}: has {len(text):,} bytes, which is too short to train on; {_REMEDY}"
         )
-    return tuple(np.lib.stride_tricks.sliding_window_view(part, window + 1)[::window] for part in parts)  # type: ignore[return-value]
+    train, held_out_part = (np.lib.stride_tricks.sliding_window_view(part, window + 1)[::window] for part in parts)
+    return train, held_out_part
 
 
 def digest(path: str | None) -> str:

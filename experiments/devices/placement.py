@@ -76,11 +76,11 @@ class Placement(Layout):
         return {} if self.fed else self.put(self.dataset.train)
 
     @functools.cached_property
-    def train_like(self) -> Examples:
+    def train_like(self) -> dict[str, jax.ShapeDtypeStruct]:
         """The shapes of `train`."""
         if self.fed:
             return {}
-        return {name: placed(array, self.everywhere) for name, array in self.dataset.train.items()}  # type: ignore[misc]
+        return {name: placed(array, self.everywhere) for name, array in self.dataset.train.items()}
 
     def feed(self, rows: Rows) -> Batch:
         """Batches, for `take`: rows of shape (members, ..., batch)."""
