@@ -28,8 +28,11 @@ JsonLine = dict[str, Any]
 """A record as JSON has it."""
 
 Numbers = list[float | None]
-"""A number for each seed. One that is not finite is itself in a record that was made here, and None, which is JSON's
-null, in one that was read from a file."""
+"""A number for each seed.
+
+One that is not finite is NaN or infinite in a record that was just made, and None, which is JSON's null, in one that
+was read from a file.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
