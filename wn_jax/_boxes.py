@@ -57,9 +57,9 @@ def rebox_reduced(box: Leaf, value: Leaf, ndim: int, axes: tuple[int, ...]) -> L
     """
     boxed = rebox(box, value)
     if isinstance(boxed, meta.Partitioned):
-        return dataclasses.replace(boxed, names=reduced(boxed.names, ndim, axes))
+        return dataclasses.replace(boxed, names=_reduced_in(boxed, boxed.names, ndim, axes))
     if isinstance(boxed, nnx.Variable) and (sharding := boxed.get_metadata("out_sharding", None)) is not None:
-        boxed.set_metadata("out_sharding", reduced(sharding, ndim, axes))
+        boxed.set_metadata("out_sharding", _reduced_in(boxed, sharding, ndim, axes))
     return boxed
 
 
@@ -89,3 +89,13 @@ def _is_replicated(sharding: Specs) -> bool:
         return isinstance(sharding, Sharding) and sharding.is_fully_replicated
     except NotImplementedError:  # from JAX's base class, where a subclass does not say
         return False
+
+
+def _reduced_in(box: Box, names: Specs, ndim: int, axes: tuple[int, ...]) -> Specs:
+    """As `reduced`, of the names that a box carries."""
+    try:
+        return reduced(names, ndim, axes)
+    except ValueError as error:
+        if isinstance(names, Sharding):  # the error speaks of it
+            raise
+        raise ValueError(f"is in a {type(box).__name__} whose sharding {error}") from None
