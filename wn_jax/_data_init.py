@@ -13,7 +13,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.core
@@ -21,22 +21,25 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from wn_jax._boxes import rebox, unbox
-from wn_jax._data_plan import Target, plan
+from wn_jax._data_grid import Target
+from wn_jax._data_plan import Plan, plan
+from wn_jax._data_statistics import Groups, Statistics, of_batch
 from wn_jax._node import WeightNorm
 from wn_jax._norms import norm_dtype
 from wn_jax._program import jaxpr
+from wn_jax._program.contractions import Contraction
 from wn_jax._program.factored import Factored, Operand, weight
 from wn_jax._program.jaxpr import Equation, Input, Site
-from wn_jax._program.moves import is_scaling
-from wn_jax._program.notes import Bias
-from wn_jax._program.reading import ParameterLeaf, Reading, check_callable, check_position, read
+from wn_jax._program.products import is_scaling
+from wn_jax._program.reading import Reading, check_callable, check_position, read
 from wn_jax._program.run import Runner, scale_of_output, with_v
-from wn_jax._program.views import Contraction, View
 from wn_jax._tree import flatten, is_traced, with_plain_children
 from wn_jax._types import Params, PyTree
 
 
-def init_from_data(fn: Callable[..., PyTree], init_scale: float = 1.0, argnums: int = 0) -> Callable[..., Params]:
+def init_from_data(
+    fn: Callable[..., PyTree], init_scale: float = 1.0, argnums: int = 0, zeros: Literal["keep", "set"] = "keep"
+) -> Callable[..., Params]:
     """Sets `g` and the biases so that each pre-activation of `fn` has mean 0 and a given deviation on one batch.
 
     Returns a function of `fn`'s own arguments that returns the parameters anew. In the order of the program, each
@@ -45,9 +48,15 @@ def init_from_data(fn: Callable[..., PyTree], init_scale: float = 1.0, argnums: 
     output (if it does, and only there) becomes `-init_scale * mean / std`, and the program goes on with the new output.
     Each of a scanned stack of layers sees what the layers before it give.
 
+    Parts of a weight that the program uses apart, such as the thirds of a fused projection or the layers of a stack,
+    are initialized each by itself.
+
     Some nodes keep their `g`, hence their function, and a warning names them: those that are used at several places or
-    at several steps of a loop over time, that a branch or a `while_loop` holds, or whose norm runs over other axes than
-    the program sums over; and, of the others, features that are constant on the batch. `v` never changes.
+    at several steps of a loop over time, that a branch or a `while_loop` holds, that are frozen, or whose norm runs
+    over other axes than the program sums over. So do features that are constant on the batch, and those of weights
+    that are zero on purpose (`g = 0`): a last layer of zeros lets a network or a flow start as the identity. And so do
+    biases that the program adds in a way that is not understood, such as one that is scaled or added twice. `v` never
+    changes.
 
     Works in `jit`, where the constant features are told by a `jax.debug.callback`, and with a batch that is sharded
     over devices: its statistics are those of the whole batch. What is set stays on its devices (in `jit`, give the
@@ -57,11 +66,12 @@ def init_from_data(fn: Callable[..., PyTree], init_scale: float = 1.0, argnums: 
         fn: a function whose argument `argnums` is the parameter tree, with nodes; such as `model.apply`.
         init_scale: the standard deviation that pre-activations get.
         argnums: the position of the parameters.
+        zeros: `"keep"` leaves features that are zero on purpose as they are; `"set"` sets them like all others.
 
     Raises:
-        ValueError: `init_scale` is not positive; the parameters hold no nodes; the call is made inside `shard_map` or
-            `pmap`, on one shard of the batch; a layer gets a single sample, of which there is no deviation; or (outside
-            `jit`) a pre-activation is NaN or infinite: the first layer is named.
+        ValueError: `init_scale` is not positive; `zeros` is none of its two words; the parameters hold no nodes; the
+            call is made inside `shard_map` or `pmap`, on one shard of the batch; a layer gets a single sample, of which
+            there is no deviation; or (outside `jit`) a pre-activation is NaN or infinite: the first layer is named.
         TypeError: `fn` is not callable, or an argument is abstract.
 
     >>> import jax, jax.numpy as jnp, wn_jax as wn
@@ -76,49 +86,55 @@ def init_from_data(fn: Callable[..., PyTree], init_scale: float = 1.0, argnums: 
     check_callable("init_from_data", fn)
     if not 0 < init_scale < math.inf:
         raise ValueError(f"init_scale must be a positive number, the deviation of pre-activations; got {init_scale!r}")
+    if zeros not in ("keep", "set"):
+        raise ValueError(f"zeros must be 'keep' or 'set', for layers that are zero on purpose; got {zeros!r}")
 
     @functools.wraps(fn)
     def initialize(*args: Any, **kwargs: Any) -> Params:
         check_position((argnums,), args, kwargs)
         _check_whole_batch()
         reading = read(fn, (argnums,), args, kwargs, "to initialize its weights from data.")
-        targets, left = plan(reading)
-        _warn(left, stacklevel=3)
-        inputs = _inputs(reading, targets)
+        planned = plan(reading)
+        _warn(planned.left, stacklevel=3)
+        inputs = _inputs(reading, planned)
         # Under jit even where the caller is not: a run enters loops and calls only while it is traced.
-        results = jax.jit(lambda inputs: _results(reading, targets, init_scale, inputs))(inputs)
-        _report(targets, results)
-        return _renewed(args[argnums], targets, results)
+        found = jax.jit(lambda inputs: _found(reading, planned, init_scale, zeros == "keep", inputs))(inputs)
+        _report(planned, found)
+        return _renewed(args[argnums], planned, found)
 
     return initialize
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("g", "bias", "constant", "finite"), meta_fields=())
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("g", "constant", "zero", "finite"), meta_fields=())
 @dataclasses.dataclass(frozen=True)
 class Result:
     """The numbers that a target gets. Those of a scanned stack have a slice for each layer."""
 
     g: jax.Array
-    """The magnitudes, laid out as the node's `g`."""
-    bias: jax.Array | None
-    """The bias, laid out as the parameter; `None` where the program adds none that can be set."""
+    """The magnitudes, on the grid of the weight's view."""
     constant: jax.Array
     """How many of its features are constant on the batch."""
+    zero: jax.Array
+    """How many others are zero on purpose, and stay so."""
     finite: jax.Array
     """Whether all statistics are."""
 
 
-def _inputs(reading: Reading, targets: dict[Site, Target]) -> list[Operand]:
+def _inputs(reading: Reading, planned: Plan) -> list[Operand]:
     """The program's inputs: of a target, its unit directions and its `g`; of another node, its weight."""
     inputs: list[Input | Factored] = list(reading.program.arrays)
+    targets = {target.leaf.input for targets in planned.targets.values() for target in targets}
     for leaf in reading.leaves:
-        if leaf.node is not None:
-            inputs[leaf.input] = unbox(with_plain_children(leaf.node).weight())
-    for target in targets.values():
-        node = cast(WeightNorm, with_plain_children(target.node))
+        if leaf.node is None:
+            continue
+        node = with_plain_children(leaf.node)
+        if leaf.input not in targets:
+            inputs[leaf.input] = unbox(node.weight())
+            continue
+        node = cast(WeightNorm, node)
         g = unbox(node.g)
         unit = unbox(dataclasses.replace(node, g=jnp.ones_like(g)).weight())
-        inputs[target.leaf.input] = Factored(unit, g.astype(norm_dtype(unit.dtype)), unit.dtype)
+        inputs[leaf.input] = Factored(unit, g.astype(norm_dtype(unit.dtype)), unit.dtype)
     return [_concrete(value) for value in inputs]
 
 
@@ -137,11 +153,11 @@ def _concrete(value: Input | Factored) -> Operand:
     return value
 
 
-def _results(
-    reading: Reading, targets: dict[Site, Target], init_scale: float, inputs: list[Operand]
-) -> dict[Site, Result]:
-    """The results by the site of the contraction, of one run of the program."""
-    runner = _Initializer(targets, init_scale)
+def _found(
+    reading: Reading, planned: Plan, init_scale: float, keep_zeros: bool, inputs: list[Operand]
+) -> dict[Site, PyTree]:
+    """All that one run of the program finds; see `_Initializer`."""
+    runner = _Initializer(reading.masks, planned, init_scale, keep_zeros)
     runner.run(reading.program.body, inputs)
     return runner.found
 
@@ -149,43 +165,71 @@ def _results(
 class _Initializer(Runner):
     """A run that sets each target's `g` and bias when it gets there, and goes on with what they give.
 
-    `found` holds a `Result` by the site of the contraction; those of a scanned stack have a slice for each layer.
+    `found` holds a `Result` for each target, by the site of its contraction and its number there; and each bias, by the
+    site of its addition. Those of a scanned stack have a slice for each layer.
     """
 
-    def __init__(self, targets: dict[Site, Target], init_scale: float) -> None:
-        super().__init__()
-        self.targets = targets
+    def __init__(self, masks: frozenset[Site], planned: Plan, init_scale: float, keep_zeros: bool) -> None:
+        super().__init__(masks)
+        self.planned = planned
         self.init_scale = init_scale
-        self.shifts: dict[Site, tuple[Site, ParameterLeaf, Bias, jax.Array]] = {}
-        """By the site of the addition: the site of the contraction, and what is added, NaN where that stays."""
+        self.keep_zeros = keep_zeros
+        self.shifts: dict[Site, jax.Array] = {}
+        """By the site of a contraction: what is to be added to its output; NaN where that stays."""
 
     def contract(
         self, eqn: Equation, values: list[Operand], factored: Factored, contraction: Contraction, site: Site
     ) -> jax.Array | None:
-        target = self.targets.get(site)
-        if target is None:
+        targets = [
+            (number, target)
+            for number, target in enumerate(self.planned.targets.get(site, ()))
+            if target.use.contraction == contraction
+        ]
+        if not targets:
             return super().contract(eqn, values, factored, contraction, site)
         unit = jaxpr.bind(eqn, with_v(values, factored, contraction))[0]
         y = unit.astype(norm_dtype(unit.dtype))
-        mean = jnp.mean(y, target.samples, keepdims=True)
-        std = jnp.sqrt(jnp.mean(jnp.square(y - mean), target.samples, keepdims=True))
-
-        # Equal numbers have a deviation of some roundings of their size, not of exactly 0.
-        rounding = 8 * jnp.finfo(y.dtype).eps * jnp.max(jnp.abs(y), target.samples, keepdims=True)
-        constant, finite = std <= rounding, jnp.isfinite(mean) & jnp.isfinite(std)
-        keep = constant | ~finite
-
-        before = _as_explicitly_sharded(scale_of_output(factored, contraction, y.ndim), std)
-        # Added zeros: in a mesh with explicit axes, a select needs its operands to be sharded alike.
-        before = before + jnp.zeros_like(std)
-        std, keep = std + jnp.zeros_like(before), keep | jnp.zeros_like(before, bool)
-        gain = jnp.where(keep, before, self.init_scale / jnp.where(keep, 1, std))
-
-        self.found[site] = Result(target.g(gain), None, jnp.sum(constant), jnp.all(finite))
-        if target.bias:
-            leaf, bias = target.bias
-            self.shifts[bias.site] = (site, leaf, bias, jnp.where(keep, jnp.nan, -mean * gain))
+        if contraction.group is not None:
+            return self.grouped(eqn, values, factored, targets[0], site, y).astype(unit.dtype)
+        gain = scale_of_output(factored, contraction, y.ndim)
+        shift = jnp.full_like(gain, jnp.nan)
+        for number, target in targets:
+            statistics = of_batch(target.on_grid(y), target.samples)
+            result, own_gain, own_shift = self.settled(target, statistics, target.features_on_grid(gain))
+            self.found[*site, number] = result
+            gain, shift = target.in_output(own_gain, gain), target.in_output(own_shift, shift)
+        self.shifts[site] = shift
         return (y * gain).astype(unit.dtype)
+
+    def grouped(
+        self,
+        eqn: Equation,
+        values: list[Operand],
+        factored: Factored,
+        numbered: tuple[int, Target],
+        site: Site,
+        y: jax.Array,
+    ) -> jax.Array:
+        """The output of a `ragged_dot`, each of whose groups has statistics and a `g` of its own."""
+        number, target = numbered
+        groups = Groups.of(weight(values[2]), jaxpr.ragged_rows(eqn), y)
+        before = groups.scale_of_output(factored, target.use.contraction, y.ndim)
+        statistics = groups.statistics(target.on_grid(y), target.samples, target.grid_dim(groups.rows))
+        on_grid = jax.vmap(target.features_on_grid)(before)
+        self.found[*site, number], gain, _ = self.settled(target, statistics, on_grid)
+        return y * groups.of_each_row(jax.vmap(target.in_output)(gain, before))
+
+    def settled(self, target: Target, statistics: Statistics, before: jax.Array) -> tuple[Result, jax.Array, jax.Array]:
+        """The result of a target, the gain of its output and what is to be added to that, NaN where it stays."""
+        mean, std, finite = statistics.mean, statistics.std, statistics.finite
+        before = _as_explicitly_sharded(before, std)
+        # Added zeros: in a mesh with explicit axes, a select needs its operands to be sharded alike.
+        before, std = before + jnp.zeros_like(std), std + jnp.zeros_like(before)
+        zero = (before == 0) & self.keep_zeros
+        keep = statistics.constant | ~finite | zero
+        gain = jnp.where(keep, before, self.init_scale / jnp.where(keep, 1, std))
+        result = Result(target.in_view(gain), jnp.sum(statistics.constant & ~zero), jnp.sum(zero), jnp.all(finite))
+        return result, gain, jnp.where(keep, jnp.nan, -mean * gain)
 
     def scaled(self, eqn: Equation, values: list[Operand]) -> Factored | None:
         """The directions take a scalar, as it changes what their `g` has to be."""
@@ -196,17 +240,17 @@ class _Initializer(Runner):
         return None
 
     def step(self, eqn: Equation, values: list[Operand], site: Site) -> Sequence[Operand]:
-        if site not in self.shifts:
+        target = self.planned.biases.get(site)
+        if target is None or target.contraction not in self.shifts:
             return super().step(eqn, values, site)
-        contraction, leaf, bias, shift = self.shifts.pop(site)
-        arrays = [weight(value) for value in values]
-        before, shift = jnp.asarray(arrays[bias.operand]), bias.output.from_source(shift)
-        first = before[tuple(slice(size) for size in shift.shape)]  # one number a feature
+        bias, arrays = target.bias, [weight(value) for value in values]
+        shift = target.from_output(self.shifts[target.contraction])
+        shift, before = -shift if bias.subtracted else shift, jnp.asarray(arrays[bias.operand])
+        first = target.from_operand(before)
         first, shift = first + jnp.zeros_like(shift), shift + jnp.zeros_like(first, shift.dtype)
         new = jnp.where(jnp.isnan(shift), first, shift)
-        stored = bias.view.to_source(new, leaf.aval.ndim)
-        self.found[contraction] = dataclasses.replace(self.found[contraction], bias=stored)
-        arrays[bias.operand] = jnp.broadcast_to(new, before.shape).astype(before.dtype)
+        self.found[site] = new
+        arrays[bias.operand] = target.as_operand(new, before)
         return jaxpr.bind(eqn, arrays)
 
     def entered(self, eqn: Equation, values: list[Operand], site: Site) -> Sequence[Operand] | None:
@@ -215,34 +259,41 @@ class _Initializer(Runner):
         return super().entered(eqn, values, site) if body is None else self.run(body, values, site)
 
 
-def _report(targets: dict[Site, Target], results: dict[Site, Result]) -> None:
+def _report(planned: Plan, found: dict[Site, PyTree]) -> None:
     """Raises for the first layer that is not finite, and warns of what kept its `g`. While tracing, it only warns."""
-    paths = [targets[site].leaf.path for site in targets if site in results]
-    found = [(results[site].constant, results[site].finite) for site in targets if site in results]
-    missing = [targets[site].leaf.path for site in targets if site not in results]
-    if missing:
+    keys = {
+        (*site, number): target for site, targets in planned.targets.items() for number, target in enumerate(targets)
+    }
+    paths = [target.leaf.path for key, target in keys.items() if key in found]
+    results = [dataclasses.replace(found[key], g=None) for key in keys if key in found]
+    if missing := [target.leaf.path for key, target in keys.items() if key not in found]:
         _warn(f"init_from_data left {', '.join(missing)} as they were: the program does not contract them as they are")
-    if is_traced(found):
+    if is_traced(results):
         # The numbers are known when the compiled program runs.
-        jax.debug.callback(lambda found: _warn(_problems(paths, found)), found)
+        jax.debug.callback(lambda results: _warn(_problems(paths, results)), results)
         return
-    for path, (_, finite) in zip(paths, found, strict=True):
-        if not finite.all():
+    for path, result in zip(paths, results, strict=True):
+        if not result.finite.all():
             raise ValueError(
                 f"init_from_data: the pre-activations of {path!r} are NaN or infinite, and no layer's before. Look for "
                 "NaN in the batch and in the parameters up to there."
             )
-    _warn(_problems(paths, found))
+    _warn(_problems(paths, results))
 
 
-def _problems(paths: list[str], found: Sequence[tuple[jax.Array, jax.Array]]) -> str:
-    """The warning about layers of which something was left as it was, from (constant, finite) of each; or nothing."""
+def _problems(paths: list[str], results: Sequence[Result]) -> str:
+    """The warning about layers of which something was left as it was; or nothing."""
     lines = []
-    for path, (constant, finite) in zip(paths, found, strict=True):
-        if not finite.all():
+    for path, result in zip(paths, results, strict=True):
+        if not result.finite.all():
             lines.append(f"  {path}: its pre-activations are NaN or infinite")
-        elif constant.sum():
-            lines.append(f"  {path}: {constant.sum()} of its features are constant on this batch")
+            continue
+        if result.constant.sum():
+            lines.append(f"  {path}: {result.constant.sum()} of its features are constant on this batch")
+        if result.zero.sum():
+            lines.append(
+                f"  {path}: {result.zero.sum()} of its features are zero on purpose (g = 0); zeros='set' sets them, too"
+            )
     return "init_from_data left g and biases as they were here:\n" + "\n".join(lines) if lines else ""
 
 
@@ -252,19 +303,21 @@ def _warn(message: str, stacklevel: int = 4) -> None:
         warnings.warn(message, UserWarning, stacklevel=stacklevel)
 
 
-def _renewed(params: Params, targets: dict[Site, Target], results: dict[Site, Result]) -> Params:
+def _renewed(params: Params, planned: Plan, found: dict[Site, PyTree]) -> Params:
     """The parameters with their new `g` and biases, in their boxes."""
     _, leaves, treedef = flatten(params)
-    for site, result in results.items():
-        target = targets[site]
-        node = target.node
-        g = _unstacked(result.g, target.use.view).astype(unbox(node.g).dtype)
-        leaves[target.leaf.position] = dataclasses.replace(node, g=rebox(node.g, _in_place_of(unbox(node.g), g)))
-        if target.bias and result.bias is not None:
-            leaf, bias = target.bias
-            new = _unstacked(result.bias, bias.view).astype(leaf.aval.dtype)
-            old = leaves[leaf.position]
-            leaves[leaf.position] = rebox(old, _in_place_of(unbox(old), new))
+    for site, targets in planned.targets.items():
+        for number, target in enumerate(targets):
+            if (*site, number) in found:
+                node = leaves[target.leaf.position]
+                old = unbox(node.g)
+                g = target.renewed(jnp.asarray(old), found[*site, number].g)
+                leaves[target.leaf.position] = dataclasses.replace(node, g=rebox(node.g, _in_place_of(old, g)))
+    for site, bias in planned.biases.items():
+        if site in found:
+            box = leaves[bias.leaf.position]
+            old = unbox(box)
+            leaves[bias.leaf.position] = rebox(box, _in_place_of(old, bias.renewed(jnp.asarray(old), found[site])))
     return jax.tree.unflatten(treedef, leaves)
 
 
@@ -280,10 +333,3 @@ def _as_explicitly_sharded(x: jax.Array, other: ArrayLike) -> jax.Array:
     sharding = jax.typeof(other).sharding
     explicit = jax.sharding.AxisType.Explicit in getattr(sharding.mesh, "axis_types", ())
     return jax.sharding.reshard(x, sharding) if explicit else x
-
-
-def _unstacked(array: jax.Array, view: View) -> jax.Array:
-    """An array that scans stacked along leading axes, with these axes where the parameter has them."""
-    axes = [axis for _, dim in view.slices for axis, _ in dim if axis is not None]
-    array = jnp.squeeze(array, [len(axes) + axis for axis in axes])
-    return jnp.moveaxis(array, range(len(axes)), axes)

@@ -1,51 +1,40 @@
 """The plan of data-dependent initialization: which nodes it sets, where, with which bias, and why not the others.
 
-This file decides, from what was read of a program; `_data_init` runs it.
+This file decides, from what was read of a program; `_data_init` runs it. How the numbers of an output become those of
+a node, `_data_grid` says.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Hashable, Sequence
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
+from wn_jax._data_grid import BiasTarget, Target, places_in_source, refined
 from wn_jax._node import WeightNorm
 from wn_jax._program.jaxpr import Site
-from wn_jax._program.notes import Bias, Use
+from wn_jax._program.notes import Bias, Met, Reason, Use
 from wn_jax._program.reading import ParameterLeaf, Reading
+from wn_jax._program.views import View
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
-    """A node that gets its `g`, and perhaps a bias, at one contraction."""
+class Plan:
+    """All that a run is to set."""
 
-    leaf: ParameterLeaf
-    """The node's leaf."""
-    use: Use
-    """Its one use."""
-    samples: tuple[int, ...]
-    """The output's dimensions over which statistics are taken."""
-    bias: tuple[ParameterLeaf, Bias] | None
-    """The leaf that gets the bias, and where the program adds it."""
-
-    @property
-    def node(self) -> WeightNorm:
-        """The node itself. Others are no targets, as their `g` is not known."""
-        return cast(WeightNorm, self.leaf.node)
-
-    def g(self, gain: jax.Array) -> jax.Array:
-        """Numbers of the output's features, laid out as the node's `g` (that of one layer, in a scanned stack)."""
-        kept = [target for _, target in sorted(self.use.contraction.kept)]
-        gain = gain.transpose([*kept, *(dim for dim in range(gain.ndim) if dim not in kept)])
-        return self.use.view.to_source(gain, self.leaf.aval.ndim, self.use.reduction)
+    targets: dict[Site, list[Target]]
+    """The nodes, or parts of one, by the site of their contraction, in the order of the program."""
+    biases: dict[Site, BiasTarget]
+    """By the site of the addition."""
+    left: str
+    """The nodes and biases that stay as they are, and why: a warning, or nothing."""
 
 
-def plan(reading: Reading) -> tuple[dict[Site, Target], str]:
-    """The nodes to initialize, by the site of their contraction, in the order of the program; and why not the others.
+def plan(reading: Reading) -> Plan:
+    """The nodes and biases to initialize.
 
     Raises:
         ValueError: there are no nodes, or one gets a single sample.
@@ -57,10 +46,24 @@ def plan(reading: Reading) -> tuple[dict[Site, Target], str]:
             "call wn_jax.reparameterize(params, wn_jax.infer_axes(fn)(params, ...)) first"
         )
     kept = {leaf.path: why for leaf in nodes if (why := _why_not(leaf))}
-    targets = {leaf.uses[0].site: _target(leaf, reading) for leaf in nodes if leaf.path not in kept}
-    lines = "".join(f"\n  {path}: {why}" for path, why in kept.items())
-    left = f"init_from_data left {len(kept)} of {len(nodes)} nodes as they were:{lines}" if kept else ""
-    return dict(sorted(targets.items())), left
+    targets: dict[Site, list[Target]] = collections.defaultdict(list)
+    for leaf in nodes:
+        if leaf.path not in kept:
+            for use in leaf.uses:
+                targets[use.site].append(_target(leaf, use))
+    targets = dict(sorted(targets.items()))
+    biases, left_biases = _biases(reading, targets)
+    parts = [_listed(f"{len(kept)} of {len(nodes)} nodes", kept), _listed("biases", left_biases)]
+    return Plan(targets, biases, "\n".join(part for part in parts if part))
+
+
+def _listed(what: str, why: dict[str, str]) -> str:
+    """A part of the warning, or nothing."""
+    lines = "".join(f"\n  {path}: {reason}" for path, reason in why.items())
+    return f"init_from_data left {what} as they were:{lines}" if why else ""
+
+
+# Nodes.
 
 
 def _why_not(leaf: ParameterLeaf) -> str | None:
@@ -69,68 +72,119 @@ def _why_not(leaf: ParameterLeaf) -> str | None:
         return f"it is a {type(leaf.node).__name__}, which has no g that is known here"
     if leaf.problem:
         return leaf.problem.reason.explanation
-    if len(leaf.uses) > 1:
+    if why := next((why for use in leaf.uses if (why := _why_not_at(leaf, use))), None):
+        return why
+    if _overlap([places_in_source(use.view, use.reduction) for use in leaf.uses]):
         return f"the program uses it at {len(leaf.uses)} places"
-    use = leaf.uses[0]
+    return None
+
+
+def _why_not_at(leaf: ParameterLeaf, use: Use) -> str | None:
+    """Why a use does not set the `g` of the node; `None` where it does."""
+    assert isinstance(leaf.node, WeightNorm)
     if use.around.trips == math.inf:
         return "a while_loop uses it"
     if use.around.branch:
         return "a branch of a cond or switch uses it"
-    if use.view.partial or use.view.shared or any(len(dim) > 1 for _, dim in use.view.slices):
-        return "the program uses it in parts, or together with others"
-    if len(use.view.slices) < use.around.loops or any(axis is None for _, dim in use.view.slices for axis, _ in dim):
+    if use.view.unplaced - use.reduction:
+        return "the program uses parts of it that only a run chooses"
+    if any(dim.is_beside_others for _, dim in use.view.slices):
+        return "a loop slices it together with others"
+    if not _is_sliced_by(use.view, use.around.loops):
         return "it is used at several steps of a loop"
-    # An order that is reversed within the sum changes nothing, and its scale has no such axis.
-    if use.view.flipped - use.reduction:
-        return "the program reverses the order of its features or copies"
     # Axes of size 1 may be in either: a sum over one number is that number.
     if leaf.axes(leaf.reduced or frozenset()) != leaf.axes(use.reduction | _of_size_1(leaf)):
         return f"its norm runs over {leaf.node.axes}, the program sums over {leaf.axes(use.reduction)}"
+    if use.met is not Met.DATA and Target(leaf, use).sample_count < 2:
+        return "it meets no data, but a single constant or learned vector"
     return None
+
+
+def _is_sliced_by(view: View, loops: Sequence[Site]) -> bool:
+    """Whether each trip of each of the loops gets a slice of its own."""
+    sliced = {scan for scan, dim in view.slices if all(atom.axis is not None for atom in dim.atoms)}
+    return sliced == set(loops)
 
 
 def _of_size_1(leaf: ParameterLeaf) -> frozenset[int]:
     return frozenset(axis for axis, size in enumerate(leaf.aval.shape) if size == 1)
 
 
-def _target(leaf: ParameterLeaf, reading: Reading) -> Target:
-    """The target that a node is, in its only use."""
-    use = leaf.uses[0]
-    features = {target for dim, target in use.contraction.kept if use.view.axes([dim])}
-    samples = tuple(dim for dim in range(len(use.output)) if dim not in features)
-    if math.prod(use.output[dim] for dim in samples) < 2:
+def _overlap(regions: Sequence[np.ndarray]) -> bool:
+    """Whether a place is in two of these, or twice in one."""
+    everything = np.concatenate(regions)
+    return len(np.unique(everything)) < len(everything)
+
+
+def _target(leaf: ParameterLeaf, use: Use) -> Target:
+    """The target that a node is, in one of its uses."""
+    target = Target(leaf, use)
+    if target.sample_count < 2:
         raise ValueError(
             f"init_from_data has a single sample for each feature of {leaf.path!r}, whose output has shape "
             f"{use.output}: that has no standard deviation. Give it a larger batch."
         )
-    return Target(leaf, use, samples, _bias(use, samples, reading))
+    return target
 
 
-def _bias(use: Use, samples: Sequence[int], reading: Reading) -> tuple[ParameterLeaf, Bias] | None:
-    """The bias that the program adds to this output: one number a feature, used for nothing else."""
-    bias = reading.biases.get(use.site)
-    if bias is None:
-        return None
-    leaf = next(leaf for leaf in reading.leaves if leaf.input == bias.view.source)
-    is_float = jnp.issubdtype(leaf.aval.dtype, jnp.floating)
-    # The addition itself is its one note.
-    if leaf.node is not None or len(leaf.notes) > 1 or leaf.returned or not is_float:
-        return None
-    if any(view.partial or view.shared or view.scaled or view.flipped for view in (bias.view, bias.output)):
-        return None
-    # In a loop, each trip must have a bias of its own, as it has a layer of its own.
-    if len(bias.view.slices) < use.around.loops:
-        return None
-    if not all(len(dim) == 1 and axis is not None for _, dim in bias.view.slices for axis, _ in dim):
-        return None
-    return (leaf, bias) if _is_one_number_a_feature(bias, samples) else None
+# Biases.
 
 
-def _is_one_number_a_feature(bias: Bias, samples: Sequence[int]) -> bool:
-    """Whether a bias varies as the features of the output do, and not along what statistics are taken over."""
-    for dim, added in zip(bias.output.dims, bias.view.dims, strict=True):
-        sampled = [axis in samples for axis, size in dim if size > 1]
-        features = math.prod(size for axis, size in dim if axis not in samples)
-        if len(set(sampled)) > 1 or features != math.prod(size for axis, size in added if axis is not None):
-            return False
-    return True
+def _biases(reading: Reading, targets: dict[Site, list[Target]]) -> tuple[dict[Site, BiasTarget], dict[str, str]]:
+    """The biases to set, by the site of their addition; and by path why others stay as they are."""
+    leaves: dict[Hashable, ParameterLeaf] = {leaf.input: leaf for leaf in reading.leaves}
+    found: dict[Site, BiasTarget] = {}
+    left: dict[str, str] = {}
+    for site in targets:
+        for bias in reading.biases.get(site, []):
+            leaf = leaves[bias.view.source]
+            if leaf.node is not None:
+                continue  # a weight that is added has a reason of its own
+            target = _bias_target(leaf, bias, targets[site])
+            if isinstance(target, str):
+                left[leaf.path] = target
+            elif bias.site in found:
+                left[leaf.path] = "the program adds it to several outputs at once"
+            else:
+                found[bias.site] = target
+    found = {site: bias for site, bias in found.items() if bias.leaf.path not in left}
+    return _apart(found, left), left
+
+
+def _apart(found: dict[Site, BiasTarget], left: dict[str, str]) -> dict[Site, BiasTarget]:
+    """The same, less those of a parameter that several additions take, unless they take different parts of it."""
+    additions = collections.defaultdict(list)
+    for bias in found.values():
+        additions[bias.leaf.path].append(bias)
+    for path, biases in additions.items():
+        if len(biases[0].leaf.notes) > len(biases) or biases[0].leaf.returned:
+            left[path] = "the program uses it for something else, too"
+        elif _overlap([places_in_source(bias.view, frozenset()) for bias in biases]):
+            left[path] = f"the program adds it at {len(biases)} places"
+    return {site: bias for site, bias in found.items() if bias.leaf.path not in left}
+
+
+def _bias_target(leaf: ParameterLeaf, bias: Bias, targets: Sequence[Target]) -> BiasTarget | str:
+    """A bias that can be set, or why it cannot."""
+    if bias.view.frozen or (leaf.problem and leaf.problem.reason in (Reason.FROZEN, Reason.DTYPE)):
+        return "it is frozen, or of no floating-point dtype"
+    if bias.view.scaled or bias.view.masked:
+        return "the program scales or masks it before it adds it"
+    if bias.output.scaled or bias.output.masked:
+        return "the program scales or masks the output before it adds it"
+    if bias.view.unplaced or bias.output.unplaced:
+        return "the program adds parts that only a run chooses"
+    if not _is_sliced_by(bias.view, targets[0].use.around.loops):
+        return "it is added at several steps of a loop"
+    if targets[0].use.contraction.group is not None:
+        return "the output's rows are of several groups"
+    views = refined(bias)
+    if views is None:
+        return "a reshape or a concatenation mixes its axes with others"
+    output, view = views
+    features = frozenset[int]().union(*(target.features for target in targets))
+    for of_output, of_bias in zip(output.dims, view.dims, strict=True):
+        (first,), (second,) = of_output.atoms, of_bias.atoms
+        if first.size > 1 and (first.axis in features) != (second.axis is not None):
+            return "it is not one number a feature of that output"
+    return BiasTarget(leaf, bias, output, view, features)

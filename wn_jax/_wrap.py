@@ -123,13 +123,13 @@ def _run_factored(
     if not all(isinstance(size, int) for array in arrays for size in array.shape):  # jax.export leaves it open
         return _run_on_weights(fn, positions, args, kwargs)
     purpose = "to place the scale of its weights. wn_jax.wrap(fn, scale='weight') does not trace."
-    reading = read(fn, positions, args, kwargs, purpose, data_in_consts=True)
+    reading = read(fn, positions, args, kwargs, purpose)
     # All of them arrays or tracers: shapes alone have nothing to run on.
     inputs = cast(list[Operand], list(reading.program.arrays))
     for leaf in reading.leaves:
         if leaf.node is not None:
             inputs[leaf.input] = _value(leaf, leaf.node, always)
-    results = Runner().run(reading.program.body, inputs)
+    results = Runner(reading.masks).run(reading.program.body, inputs)
     avals = reading.program.body.outputs
     return reading.program.unflatten(
         [_as_array(weight(value), aval) for value, aval in zip(results, avals, strict=True)]

@@ -172,11 +172,6 @@ def test_a_norm_over_other_axes_keeps_its_function_and_is_named():
         wn.init_from_data(dense)(nodes, BATCH)
 
 
-def test_a_bias_that_is_also_used_elsewhere_stays():
-    new = wn.init_from_data(lambda p, x: dense(p, x) * p["b"])(nodes_of_dense(), BATCH)
-    np.testing.assert_array_equal(new["b"], jnp.ones(2))
-
-
 def test_nothing_is_mutated_and_the_gradient_of_nothing_is_needed():
     nodes = nodes_of_dense()
     before = jax.tree.map(np.array, nodes)
@@ -214,50 +209,6 @@ def test_the_first_layer_that_is_not_finite_is_named():
     nodes["params"]["ScanCheckpointBlock_0"]["Dense_0"]["kernel"] = bad
     with pytest.raises(ValueError, match="'params/ScanCheckpointBlock_0/Dense_0/kernel' are NaN"):
         wn.init_from_data(model.apply)(nodes, x)
-
-
-@pytest.mark.parametrize(
-    "fn",
-    [
-        lambda p, x: x @ p["w"] + p["b"] * 0.01,
-        lambda p, x: x @ p["w"] - (-p["b"]),
-        lambda p, x: -(x @ p["w"]) + p["b"],
-        lambda p, x: x @ p["w"] + p["b"][::-1],
-        lambda p, x: (x @ p["w"])[:, ::-1] + p["b"],
-    ],
-)
-def test_a_bias_that_is_not_added_as_it_is_stays(fn):
-    new = wn.init_from_data(fn)(nodes_of_dense(), BATCH)
-    np.testing.assert_array_equal(new["b"], jnp.ones(2))
-    np.testing.assert_allclose((BATCH @ new["w"].weight()).std(0), 1, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("fn", "why"),
-    [
-        (lambda p, x: x @ p["w"][:, ::-1], "reverses the order"),
-        (lambda p, x: x @ jnp.concatenate([p["w"], p["u"]], 1), "together with others"),
-        (
-            lambda p, x: jnp.einsum("bi,lio->lbo", x, jnp.concatenate([p["w"][None], p["u"][None]])),
-            "together with others",
-        ),
-        (
-            lambda p, x: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, jnp.broadcast_to(p["w"], (2, 3, 3)))[0],
-            "several steps of a loop",
-        ),
-        (
-            lambda p, x: jax.lax.scan(
-                lambda h, w: (jnp.tanh(h @ w), None), x, jnp.concatenate([p["w"][None], p["u"][None]])
-            )[0],
-            "together with others",
-        ),
-    ],
-)
-def test_weights_that_a_statistic_cannot_be_told_of_are_named(fn, why):
-    nodes = wn.reparameterize({"w": jnp.eye(3) + 0.1, "u": jnp.eye(3) + 0.2}, {"w": -2, "u": -2})
-    with pytest.warns(UserWarning, match=why):
-        new = wn.init_from_data(fn)(nodes, BATCH)
-    np.testing.assert_array_equal(new["w"].g, nodes["w"].g)
 
 
 def test_a_tensor_parallel_layer_in_a_mesh_with_explicit_axes():

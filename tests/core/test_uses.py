@@ -197,7 +197,7 @@ def test_the_table():
         "spare      (2,)       left alone: unused",
         "twice      (6, 6)     (-2,)      (-1,)     -      2 x dot_general  output",
         "",
-        "dtype: it is not a real floating-point array",
+        "dtype: it is not a real floating-point array, or is converted to another kind of number",
         "elementwise: it is added to or multiplied with other values, not contracted (a bias, a gain, a positional "
         "embedding)",
         "indexed: its rows are looked up, as in an embedding",

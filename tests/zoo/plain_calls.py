@@ -110,7 +110,7 @@ def plain_fori() -> Model:
         return lax.fori_loop(0, 3, lambda i, h: jnp.tanh(h @ p["constant"]) @ p["stack"][i], x)
 
     params = {"constant": normal(5, 7), "stack": normal(3, 7, 5, seed=2)}
-    return Model(fn, params, normal(4, 5), {"constant": (-2,), "stack": (-2,)}, initialized=0)
+    return Model(fn, params, normal(4, 5), {"constant": (-2,), "stack": (-2,)}, initialized=1)
 
 
 def plain_carried() -> Model:

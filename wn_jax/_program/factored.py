@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -50,6 +51,10 @@ class Factored:
         """The same for a `scan`: with a scale for each slice along the leading dimension, even if all are the same."""
         scale = jnp.broadcast_to(self.scale, (self.v.shape[0], *self.scale.shape[1:]))
         return dataclasses.replace(self, scale=scale)
+
+    def both(self, operation: Callable[[jax.Array], jax.Array]) -> Factored:
+        """The same operation done to `v` and to the scale."""
+        return dataclasses.replace(self, v=operation(self.v), scale=operation(self.scale))
 
     def varies(self) -> list[bool]:
         """Of each dimension: whether the scale varies along it."""

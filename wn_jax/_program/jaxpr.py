@@ -161,6 +161,19 @@ def is_custom_rule(eqn: Equation) -> bool:
     return eqn.primitive in (primitive.custom_jvp_call_p, primitive.custom_vjp_call_p)
 
 
+def is_backward(eqn: Equation) -> bool:
+    """Whether reverse mode made this equation. Told by a name that JAX gives, for people: nothing is decided by it."""
+    return "transpose(" in str(getattr(eqn.source_info, "name_stack", ""))
+
+
+def ragged_rows(eqn: Equation) -> int:
+    """The dimension of the output of a `ragged_dot` that has the rows, which are in groups."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    (left, _), (batch, _) = numbers.dot_dimension_numbers
+    free = [dim for dim in range(len(shapes(eqn)[0])) if dim not in (*left, *batch)]
+    return len(batch) + free.index(numbers.lhs_ragged_dimensions[0])
+
+
 def is_plain_jit(eqn: Equation) -> bool:
     """Whether this is a `jit` that asks for nothing but compilation, so that running its body is the same."""
     if eqn.primitive is not primitive.jit_p or eqn.params["compiler_options_kvs"]:
@@ -279,6 +292,30 @@ def branches(eqn: Equation) -> list[Body] | None:
     """The branches of a `cond` or `switch`, whose first operand is the index of the one that runs."""
     return [_body(branch) for branch in eqn.params["branches"]] if eqn.primitive is primitive.cond_p else None
 
+
+def _traced(fn: Callable[..., PyTree], *shapes: Shape) -> jex.Primitive:
+    """The primitive that a function of arrays is traced to, where JAX gives it no public name.
+
+    Under a JAX that takes the function apart this is another one, which has rules of its own.
+    """
+    return jax.make_jaxpr(fn)(*(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes)).eqns[-1].primitive
+
+
+def _ragged_dot(rows: jax.Array, matrices: jax.Array, sizes: jax.Array) -> jax.Array:
+    return jax.lax.ragged_dot(rows, matrices, sizes.astype("int32"))
+
+
+def _reshard(x: jax.Array) -> jax.Array:
+    mesh = jax.sharding.AbstractMesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
+    return jax.sharding.reshard(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+split_p = _traced(lambda x: jax.lax.split(x, (1, 1)), (2,))
+unstack_p = _traced(lambda x: jax.numpy.unstack(x), (2, 2))
+stack_p = _traced(lambda x: jax.numpy.stack([x, x]), (2,))
+tile_p = _traced(lambda x: jax.numpy.tile(x, 2), (2,))
+ragged_dot_p = _traced(_ragged_dot, (2, 3), (1, 3, 2), (1,))
+reshard_p = _traced(_reshard, (2,))
 
 _CALLS = frozenset({primitive.jit_p, primitive.remat_p, primitive.custom_jvp_call_p, primitive.custom_vjp_call_p})
 

@@ -12,8 +12,9 @@ from collections.abc import Hashable
 
 import numpy as np
 
+from wn_jax._program.contractions import Contraction
 from wn_jax._program.jaxpr import Site
-from wn_jax._program.views import Contraction, View
+from wn_jax._program.views import View
 from wn_jax._types import Shape
 
 
@@ -33,6 +34,9 @@ class Reason(enum.StrEnum):
     RETURNED = "returned"
     OPAQUE = "opaque"
     DTYPE = "dtype"
+    PRODUCT = "product"
+    DIFFERENTIATED = "differentiated"
+    FROZEN = "frozen"
 
     @property
     def explanation(self) -> str:
@@ -47,16 +51,23 @@ _EXPLANATIONS = {
     Reason.INDEXED: "its rows are looked up, as in an embedding",
     Reason.PENALTY: "it is squared or summed on its own, as by an L2 penalty (pass the model, not the loss) or a "
     "normalization of weights",
-    Reason.NO_DATA: "it is contracted with a parameter or a constant, and no data flows in (data must come in by the "
-    "arguments)",
+    Reason.NO_DATA: "it is contracted with a learned vector or a constant, no data flows in (data must come in by the "
+    "arguments), and the product serves as a weight itself",
+    Reason.PRODUCT: "it is contracted with another parameter, and data meets only their product (an einsum of several "
+    "weights contracts what is cheapest first, which depends on the sizes; contract one weight after the other)",
     Reason.DISAGREE: "its uses sum over different axes",
     Reason.CARRIED: "it changes from one trip of a loop to the next",
     Reason.BRANCH: "the branches of a cond return it in different ways",
-    Reason.RESHAPED: "a reshape, a slice or a broadcast mixes its axes before the contraction",
+    Reason.RESHAPED: "a reshape, a slice or a broadcast mixes its axes before the contraction, or splits one of which "
+    "the contraction sums over a part",
     Reason.SLICED: "a contraction sums over a part of an axis only, or over several parameters concatenated",
     Reason.RETURNED: "the function returns it, and does not contract it",
     Reason.OPAQUE: "it goes into an operation that is not understood",
-    Reason.DTYPE: "it is not a real floating-point array",
+    Reason.DTYPE: "it is not a real floating-point array, or is converted to another kind of number",
+    Reason.DIFFERENTIATED: "the program differentiates inside (forces, scores, residuals), and the gradient sums over "
+    "the other axes: pass the function that it differentiates, whose axes are right for the whole, too",
+    Reason.FROZEN: "it is not trained: stop_gradient stands at every use, or it is in a Variable that is no nnx.Param, "
+    "or in a collection beside params",
 }
 
 
@@ -66,17 +77,33 @@ class Around:
 
     trips: float = 1
     """How often the loops run it; infinity where a `while_loop` does."""
-    loops: int = 0
-    """How many loops stand around it, one in the other."""
+    loops: tuple[Site, ...] = ()
+    """The loops around it, the outermost first."""
     branch: bool = False
     """Whether a `cond` or `switch` may leave it out."""
     custom_rule: bool = False
     """Whether it is the body of a function with a derivative rule of its own."""
+    backward: bool = False
+    """Whether it computes a gradient."""
+
+
+class Met(enum.Enum):
+    """The other operand of a parameter's contraction."""
+
+    DATA = enum.auto()
+    CONSTANT = enum.auto()
+    """What the program computes without data: a state of zeros, a grid of positions, and what comes of them."""
+    CLOSED_OVER = enum.auto()
+    """An array that the function closes over, beside data in its arguments. It may be a matrix that mixes weights."""
+    REPEATED = enum.auto()
+    """A learned vector that is repeated over a batch, as a query of attention."""
+    PARAMETER = enum.auto()
+    """Another parameter. Either of them could be the weight, so that nothing is said of their axes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """A contraction of a parameter with data. Axes are counted from 0."""
+    """A contraction of a parameter. Axes are counted from 0."""
 
     site: Site
     """Where the contraction stands."""
@@ -92,6 +119,13 @@ class Use:
     """The output's dtype."""
     around: Around
     """The loops and branches around it."""
+    met: Met = Met.DATA
+    """The kind of the other operand."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether it tells the axes of a weight."""
+        return self.met not in (Met.CLOSED_OVER, Met.PARAMETER)
 
     @property
     def reduction(self) -> frozenset[int]:
@@ -111,11 +145,15 @@ class Use:
     @property
     def problem(self) -> Reason | None:
         """Why these reduction axes are not those of a norm, if they are not."""
-        if self.view.broadcasts(self.contraction.contracted):
+        contracted = self.contraction.contracted
+        if self.view.broadcasts(contracted):
             return Reason.RESHAPED
         if not self.reduction:
             return Reason.ELEMENTWISE
-        return Reason.SLICED if self.reduction & self.view.partial else None
+        if self.reduction & self.view.axes([dim for dim in range(len(self.view.dims)) if dim not in contracted]):
+            return Reason.RESHAPED  # a part of an axis is summed over, and the other part is not
+        beside_others = any(self.view.dims[dim].is_beside_others for dim in contracted)
+        return Reason.SLICED if beside_others or self.reduction & self.view.partial else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +168,14 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Bias:
-    """A parameter that is added to the output of a contraction."""
+    """A parameter that is added to the output of a contraction, or subtracted from it."""
 
     site: Site
     """Where the addition stands."""
     operand: int
     """Which operand of the addition it is."""
+    subtracted: bool
+    """Whether it is subtracted."""
     view: View
     """The parameter, as the addition meets it."""
     output: View
@@ -150,5 +190,7 @@ class Notes:
     """By parameter, in the order of the program."""
     returned: set[Hashable] = dataclasses.field(default_factory=set)
     """The parameters that the program returns as they are."""
-    biases: dict[Hashable, Bias] = dataclasses.field(default_factory=dict)
-    """By the site of the contraction."""
+    biases: dict[Hashable, list[Bias]] = dataclasses.field(default_factory=dict)
+    """By the site of the contraction, in the order of the program."""
+    masks: set[Site] = dataclasses.field(default_factory=set)
+    """The equations that mask a parameter."""

@@ -16,8 +16,8 @@ import jax.core
 import jax.numpy as jnp
 
 from wn_jax._node import Node, is_node
-from wn_jax._program.jaxpr import Program, is_input, trace
-from wn_jax._program.notes import Bias, Notes, Problem, Reason, Use
+from wn_jax._program.jaxpr import Program, Site, is_input, trace
+from wn_jax._program.notes import Bias, Met, Notes, Problem, Reason, Use
 from wn_jax._program.walk import walk
 from wn_jax._tree import abstract_weight, flatten
 from wn_jax._types import Params, PyTree
@@ -46,7 +46,7 @@ class ParameterLeaf:
 
     @property
     def uses(self) -> list[Use]:
-        """Its contractions with data."""
+        """Its contractions."""
         return [note for note in self.notes if isinstance(note, Use)]
 
     @property
@@ -59,10 +59,19 @@ class ParameterLeaf:
                 return note
             if note.problem:
                 return Problem(note.problem, note.how)
+        uses = self.uses
         # To be returned besides is no problem: a scale stays on the weight then (`_can_scale_outputs`).
-        if not self.uses:
+        if not uses:
             return Problem(Reason.RETURNED if self.returned else Reason.UNUSED, "")
-        return None if len({use.reduction for use in self.uses}) == 1 else Problem(Reason.DISAGREE, "")
+        if all(use.view.frozen for use in uses):
+            return Problem(Reason.FROZEN, "stop_gradient")
+        if len({use.reduction for use in uses}) > 1:
+            backward = any(use.around.backward for use in uses)
+            return Problem(Reason.DIFFERENTIATED if backward else Reason.DISAGREE, "")
+        if any(use.tells for use in uses):
+            return None
+        is_product = any(use.met is Met.PARAMETER for use in uses)
+        return Problem(Reason.PRODUCT if is_product else Reason.NO_DATA, uses[0].how)
 
     def axes(self, axes: frozenset[int]) -> tuple[int, ...]:
         """Axes that are counted from 0, counted from the end."""
@@ -113,8 +122,10 @@ class Reading:
     program: Program
     leaves: list[ParameterLeaf]
     """The parameters, in the order of the program's inputs."""
-    biases: Mapping[Hashable, Bias]
+    biases: Mapping[Hashable, list[Bias]]
     """By the site of the contraction to whose output they are added. The source of their view is an input's number."""
+    masks: frozenset[Site]
+    """The equations that mask a parameter."""
 
 
 def read(
@@ -143,7 +154,12 @@ def read(
     traced = trace(fn, plain, kwargs, purpose)
     names = [i if i in by_input else None for i in range(len(traced.arrays))]
     notes = walk(traced.body, names, data_in_consts or None not in names)
-    return Reading(traced, [_leaf(i, parameter, traced, notes) for i, parameter in by_input.items()], notes.biases)
+    return Reading(
+        traced,
+        [_leaf(i, parameter, traced, notes) for i, parameter in by_input.items()],
+        notes.biases,
+        frozenset(notes.masks),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from wn_jax._program import jaxpr
+from wn_jax._program.contractions import Contraction, contractions
 from wn_jax._program.factored import Factored, Operand, weight
 from wn_jax._program.jaxpr import Body, Equation, Scan, Site
-from wn_jax._program.moves import moved, scaled
-from wn_jax._program.views import Contraction, contractions
+from wn_jax._program.moves import moved
+from wn_jax._program.products import masked, scaled
 from wn_jax._tree import is_traced
 from wn_jax._types import PyTree
 
@@ -26,7 +27,9 @@ from wn_jax._types import PyTree
 class Runner:
     """Runs programs some of whose inputs are `Factored`. Some of the results may be, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, masks: frozenset[Site] = frozenset()) -> None:
+        self.masks = masks
+        """The equations that are known to mask a weight."""
         self.found: dict[Site, PyTree] = {}
         """Findings of a run at equations, which the scans around stack: for runs that build on this one."""
 
@@ -41,7 +44,10 @@ class Runner:
         contracted = self.contracted(eqn, values, site)
         if contracted is not None:
             return [contracted]
-        result = moved(eqn, values) or self.scaled(eqn, values)
+        results = moved(eqn, values)
+        if results is not None:
+            return results
+        result = self.scaled(eqn, values) or (masked(eqn, values) if site in self.masks else None)
         if result is not None:
             return [result]
         inside = self.entered(eqn, values, site)
@@ -131,9 +137,9 @@ class Runner:
 
 
 def can_scale_output(factored: Factored, contraction: Contraction) -> bool:
-    """Whether the scale is the same along what is summed over."""
-    varies = factored.varies()
-    return not any(varies[dim] for dim in contraction.contracted)
+    """Whether the scale is the same along what the output has no dimension for."""
+    kept = {dim for dim, _ in contraction.kept}
+    return not any(varies for dim, varies in enumerate(factored.varies()) if dim not in kept)
 
 
 def with_v(values: Sequence[Operand], factored: Factored, contraction: Contraction) -> list[ArrayLike]:
@@ -150,7 +156,8 @@ def scale_of_output(factored: Factored, contraction: Contraction, ndim: int) -> 
     shape = [1] * ndim
     for dim, target in kept:
         shape[target] = factored.scale.shape[dim]
-    order = [*contraction.contracted, *(dim for dim, _ in kept)]
+    own = {dim for dim, _ in kept}
+    order = [*(dim for dim in range(factored.scale.ndim) if dim not in own), *(dim for dim, _ in kept)]
     return factored.scale.transpose(order).reshape(shape)
 
 
