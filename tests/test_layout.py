@@ -31,7 +31,7 @@ ORDER = {
     ],
     "wn_jax._program": [
         ["__init__", "jaxpr"],
-        ["views", "factored"],
+        ["views", "factored", "dead_code"],
         ["notes", "moves"],
         ["walk", "run"],
         ["reading"],

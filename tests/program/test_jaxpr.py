@@ -236,3 +236,11 @@ def test_a_differentiated_remat_and_all_else_cannot_be_made_again():
     assert all(program.again(eqn, lambda *_: []) is None for eqn in remats)
     for name in ("jit", "custom_jvp_call", "scan", "cond"):
         assert program.again(equation(PRIMITIVES[name], X), lambda *_: []) is None
+
+
+def test_effects_stand_in_the_equations_around_them():
+    """What runs for its effects is known by `effects`, on each call around it. A collective has one that is none."""
+    tell = equations(jax.jit(lambda x: (jax.debug.callback(lambda x: None, x), x)[1]), X)
+    silent = equations(jax.jit(lambda x: x * 2), X)
+    assert [bool(eqn.effects) for eqn in (*tell, *silent)] == [True, False], f"{VERSION}effects are told differently"
+    assert not isinstance(next(iter(tell[0].effects)), program._axis_effect()), f"{VERSION}effects are alike"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias, TypeGuard, TypeVar, cast
 
 import jax
@@ -129,6 +129,26 @@ def interpret(
     return [read(var) for var in jaxpr.outvars]
 
 
+def backwards(
+    body: Body, taken: Iterable[int], rule: Callable[[Equation, list[int], Site], Iterable[int] | None], site: Site
+) -> frozenset[int]:
+    """Goes through a program from its end, and gives the inputs on which the results that are taken depend.
+
+    `rule(equation, results, site)` gives the operands on which those results of an equation depend; `None`: on all. It
+    is asked only where there are such results, or effects, which run in any case.
+    """
+    jaxpr = body.jaxpr
+    live = {var for var in (jaxpr.outvars[i] for i in taken) if not isinstance(var, jex.Literal)}
+    for i in reversed(range(len(jaxpr.eqns))):
+        eqn = jaxpr.eqns[i]
+        results = [k for k, var in enumerate(eqn.outvars) if var in live]
+        if results or (eqn.effects and _has_effects(eqn)):
+            operands = rule(eqn, results, (*site, i))
+            variables = eqn.invars if operands is None else [eqn.invars[k] for k in operands]
+            live.update([var for var in variables if not isinstance(var, jex.Literal)])
+    return frozenset(i for i, var in enumerate(jaxpr.invars) if var in live)
+
+
 def bind(eqn: Equation, operands: Sequence[ArrayLike]) -> list[jax.Array]:
     """Runs one equation, as `jax.core.eval_jaxpr` does: under its source line, name scope and configuration."""
     # A variable for each operand, as one that the equation takes twice may have two values here.
@@ -146,6 +166,11 @@ def shapes(eqn: Equation) -> list[Shape]:
 def outputs(eqn: Equation) -> list[jax.core.ShapedArray]:
     """The abstract values of an equation's results."""
     return _avals(eqn.outvars)
+
+
+def has_body(eqn: Equation) -> bool:
+    """Whether this is a call, a loop or a branch that is entered."""
+    return eqn.primitive in _ENTERED
 
 
 def call(eqn: Equation) -> Body | None:
@@ -320,6 +345,9 @@ reshard_p = _traced(_reshard, (2,))
 _CALLS = frozenset({primitive.jit_p, primitive.remat_p, primitive.custom_jvp_call_p, primitive.custom_vjp_call_p})
 
 
+_ENTERED = _CALLS | {primitive.scan_p, primitive.while_p, primitive.cond_p}
+
+
 def _body(jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> Body:
     """A closed or an open jaxpr as a `Body`; from JAX 0.11 on they are one class."""
     opened = cast(jex.Jaxpr, getattr(jaxpr, "jaxpr", jaxpr))
@@ -341,6 +369,19 @@ def _only_body(eqn: Equation) -> Body:
 def _plain_jit() -> Equation:
     """A `jit` without options, to compare with: the value that stands for "unspecified" has no public name."""
     return jax.make_jaxpr(jax.jit(lambda x: x + 1))(0.0).eqns[0]
+
+
+def _has_effects(eqn: Equation) -> bool:
+    """Whether an equation does more than give results, so that `jit` keeps it even where nobody takes these."""
+    return any(type(effect) is not _axis_effect() for effect in eqn.effects)
+
+
+@functools.cache
+def _axis_effect() -> type:
+    """The type of the effect that a collective has: it names a mesh axis, and `jit` drops it. It has no public name."""
+    closed = jax.make_jaxpr(lambda x: jax.lax.psum(x, "axis"), axis_env=[("axis", 2)])(0.0)
+    (effect,) = closed.eqns[0].effects
+    return type(effect)
 
 
 def _avals(variables: Sequence[jex.Var | jex.Literal]) -> list[jax.core.ShapedArray]:

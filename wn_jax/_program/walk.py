@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from wn_jax._program import facts, jaxpr
 from wn_jax._program.contractions import Contraction, contractions
+from wn_jax._program.dead_code import Live, live
 from wn_jax._program.facts import Counter
 from wn_jax._program.jaxpr import Body, Equation, Scan, Site, While, primitive
 from wn_jax._program.moves import MOVES, move
@@ -34,7 +35,7 @@ def walk(body: Body, parameters: Sequence[Hashable | None], data_in_consts: bool
         Value(data=True) if name is None else Value.of_parameter(name, aval)
         for name, aval in zip(parameters, body.inputs, strict=True)
     ]
-    walk = _Walk(notes, data_in_consts)
+    walk = _Walk(notes, data_in_consts, live(body))
     for value in walk.run(body, inputs, (), Around()):
         for view in value.views:
             if view.is_whole:
@@ -49,13 +50,14 @@ def walk(body: Body, parameters: Sequence[Hashable | None], data_in_consts: bool
 class _Walk:
     """One walk: a rule for each kind of equation. Each gives the values of the results, and notes uses on its way."""
 
-    def __init__(self, notes: Notes, data_in_consts: bool) -> None:
+    def __init__(self, notes: Notes, data_in_consts: bool, live: Live) -> None:
         self.notes = notes
+        self.live = live
         self.data_in_consts = data_in_consts
 
     def run(self, body: Body, values: Sequence[Value], site: Site, around: Around) -> list[Value]:
         """The results of a program, or of a body within it."""
-        return jaxpr.interpret(
+        results = jaxpr.interpret(
             body,
             values,
             lambda eqn, operands, site: self.step(eqn, operands, site, around),
@@ -63,9 +65,13 @@ class _Walk:
             literal=lambda number: Value(fact=facts.of_number(number)),
             const=lambda array: Value(closed_over=True, fact=facts.of_array(array)),
         )
+        return self.live.given(site, results, Value())
 
     def step(self, eqn: Equation, values: list[Value], site: Site, around: Around) -> list[Value]:
         """The results of one equation: those of its bodies, if it has any that are understood."""
+        if self.live.is_dead(site):
+            return [Value()] * len(eqn.outvars)
+        values = self.live.taken(site, values, Value())
         if jaxpr.is_backward(eqn):
             around = dataclasses.replace(around, backward=True)
         if (body := jaxpr.call(eqn)) is not None:
@@ -245,7 +251,7 @@ class _Walk:
             for value, same in zip(carry, invariant, strict=True)
         ]
         while True:
-            after = trip(_Walk(Notes(), self.data_in_consts), carry)[: len(carry)]
+            after = trip(_Walk(Notes(), self.data_in_consts, self.live), carry)[: len(carry)]
             grown = [
                 value if same else value.grown(out) for value, out, same in zip(carry, after, invariant, strict=True)
             ]
