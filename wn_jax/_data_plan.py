@@ -166,7 +166,7 @@ def _apart(found: dict[Site, BiasTarget], left: dict[str, str]) -> dict[Site, Bi
 
 def _bias_target(leaf: ParameterLeaf, bias: Bias, targets: Sequence[Target]) -> BiasTarget | str:
     """A bias that can be set, or why it cannot."""
-    if bias.view.frozen or (leaf.problem and leaf.problem.reason in (Reason.FROZEN, Reason.DTYPE)):
+    if leaf.frozen or bias.view.frozen or (leaf.problem and leaf.problem.reason is Reason.DTYPE):
         return "it is frozen, or of no floating-point dtype"
     if bias.view.scaled or bias.view.masked:
         return "the program scales or masks it before it adds it"

@@ -26,7 +26,11 @@ def infer_axes(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., dic
     do). It gives the dict from leaf path to axes that `reparameterize` takes, and that may be edited by hand before. A
     leaf is in it only where every use of it is proved to be a matrix multiplication or a convolution with data, over
     the same axes; `weight_uses` tells about the others. Data is what comes in by the other arguments. Where none of
-    these is an array, arrays that `fn` closes over count as data.
+    these is an array, but for random keys, arrays that `fn` closes over count as data.
+
+    What is not trained is left alone, too: a leaf that stands under `stop_gradient` at every use, an `nnx.Variable`
+    that is no `nnx.Param`, and what lies in another collection where the tree has `params` at its top (`batch_stats`,
+    `constants`). Code whose result nobody takes is no use, as `jit` drops it.
 
     Arguments:
         fn: a function whose argument `argnums` is a parameter tree, such as `model.apply`. What is no array reaches it
@@ -101,7 +105,7 @@ class WeightUse:
     reason: Reason | None
     """Why the leaf is left alone; `None` of a weight."""
     by: str | None
-    """The operation, or the dtype, that the reason speaks of, if it does of one."""
+    """The operation, the dtype, the class of Variable or the collection that the reason speaks of, if of one."""
 
 
 class WeightUses(tuple[WeightUse, ...]):

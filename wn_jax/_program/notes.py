@@ -22,6 +22,7 @@ class Reason(enum.StrEnum):
     """Why a leaf is left alone."""
 
     UNUSED = "unused"
+    FROZEN = "frozen"
     ELEMENTWISE = "elementwise"
     INDEXED = "indexed"
     PENALTY = "penalty"
@@ -36,7 +37,6 @@ class Reason(enum.StrEnum):
     DTYPE = "dtype"
     PRODUCT = "product"
     DIFFERENTIATED = "differentiated"
-    FROZEN = "frozen"
 
     @property
     def explanation(self) -> str:
@@ -45,7 +45,9 @@ class Reason(enum.StrEnum):
 
 
 _EXPLANATIONS = {
-    Reason.UNUSED: "the program does not use it",
+    Reason.UNUSED: "the program does not use it, or nobody takes what it gives",
+    Reason.FROZEN: "it is not trained: under stop_gradient at every use, in a Variable that is no nnx.Param, or in a "
+    "collection beside params",
     Reason.ELEMENTWISE: "it is added to or multiplied with other values, not contracted (a bias, a gain, a positional "
     "embedding)",
     Reason.INDEXED: "its rows are looked up, as in an embedding",
@@ -66,8 +68,6 @@ _EXPLANATIONS = {
     Reason.DTYPE: "it is not a real floating-point array, or is converted to another kind of number",
     Reason.DIFFERENTIATED: "the program differentiates inside (forces, scores, residuals), and the gradient sums over "
     "the other axes: pass the function that it differentiates, whose axes are right for the whole, too",
-    Reason.FROZEN: "it is not trained: stop_gradient stands at every use, or it is in a Variable that is no nnx.Param, "
-    "or in a collection beside params",
 }
 
 

@@ -14,13 +14,15 @@ from typing import Any
 import jax
 import jax.core
 import jax.numpy as jnp
+from flax import nnx
 
+from wn_jax._boxes import is_box
 from wn_jax._node import Node, is_node
 from wn_jax._program.jaxpr import Program, Site, is_input, trace
 from wn_jax._program.notes import Bias, Met, Notes, Problem, Reason, Use
 from wn_jax._program.walk import walk
-from wn_jax._tree import abstract_weight, flatten
-from wn_jax._types import Params, PyTree
+from wn_jax._tree import abstract_weight, flatten_with_keys, leaf_path
+from wn_jax._types import KeyPath, Leaf, Params, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,8 @@ class ParameterLeaf:
     """Its uses, in the order of the program."""
     returned: bool
     """Whether the program returns it as it is."""
+    frozen: str = ""
+    """The class of Variable, or the collection, by which its tree says that it is not trained; or nothing."""
 
     @property
     def uses(self) -> list[Use]:
@@ -52,6 +56,15 @@ class ParameterLeaf:
     @property
     def problem(self) -> Problem | None:
         """The first thing that speaks against its being a weight."""
+        if self.frozen:
+            return Problem(Reason.FROZEN, self.frozen)
+        if self.misuse is None and all(use.view.frozen for use in self.uses):
+            return Problem(Reason.FROZEN, "stop_gradient")
+        return self.misuse
+
+    @property
+    def misuse(self) -> Problem | None:
+        """The first of these that lies in the program. To be frozen says nothing about where a scale may go."""
         if not jnp.issubdtype(self.aval.dtype, jnp.floating):
             return Problem(Reason.DTYPE, str(self.aval.dtype))
         for note in self.notes:
@@ -63,8 +76,6 @@ class ParameterLeaf:
         # To be returned besides is no problem: a scale stays on the weight then (`_can_scale_outputs`).
         if not uses:
             return Problem(Reason.RETURNED if self.returned else Reason.UNUSED, "")
-        if all(use.view.frozen for use in uses):
-            return Problem(Reason.FROZEN, "stop_gradient")
         if len({use.reduction for use in uses}) > 1:
             backward = any(use.around.backward for use in uses)
             return Problem(Reason.DIFFERENTIATED if backward else Reason.DISAGREE, "")
@@ -80,7 +91,7 @@ class ParameterLeaf:
     @property
     def sliced(self) -> bool:
         """Whether each of its uses is in a loop that gives every trip a slice of its own: a stack of layers."""
-        return self.problem is None and not self.returned and all(use.view.slices for use in self.uses)
+        return self.misuse is None and not self.returned and all(use.view.slices for use in self.uses)
 
     def goes_to_output(self, always: bool = False) -> bool:
         """Whether the scale goes to the outputs of this weight's contractions.
@@ -97,7 +108,7 @@ class ParameterLeaf:
     @property
     def _can_scale_outputs(self) -> bool:
         """Whether the outputs of the contractions of `v`, times the scale, are those of the weight, in every use."""
-        if self.problem or self.returned:
+        if self.misuse or self.returned:
             return False
         # A direction with large entries would overflow in float16.
         if any(dtype == jnp.float16 for dtype in (self.aval.dtype, *(use.dtype for use in self.uses))):
@@ -153,7 +164,8 @@ def read(
             first = inputs.stop
     traced = trace(fn, plain, kwargs, purpose)
     names = [i if i in by_input else None for i in range(len(traced.arrays))]
-    notes = walk(traced.body, names, data_in_consts or None not in names)
+    frozen = {number for number, parameter in by_input.items() if parameter.frozen}
+    notes = walk(traced.body, names, frozen, data_in_consts or None not in names)
     return Reading(
         traced,
         [_leaf(i, parameter, traced, notes) for i, parameter in by_input.items()],
@@ -175,20 +187,44 @@ class _Parameter:
     """The node that stands there, if one does."""
     reduced: frozenset[int] | None
     """The axes along which the node's scale does not vary."""
+    frozen: str
+    """The class of Variable, or the collection, by which the tree says that it is not trained; or nothing."""
 
 
 def _parameters(tree: Params) -> tuple[list[_Parameter], Params]:
     """The leaves of a parameter tree, and the tree with abstract weights in place of its nodes."""
-    paths, leaves, treedef = flatten(tree)
+    pairs, treedef = flatten_with_keys(tree)
     parameters = []
-    for position, (path, leaf) in enumerate(zip(paths, leaves, strict=True)):
+    for position, (keys, leaf) in enumerate(pairs):
+        path, frozen = leaf_path(keys), _not_a_param(leaf) or _beside_params(tree, keys)
         if is_node(leaf):
             plain, scale = abstract_weight(leaf)
             reduced = frozenset(axis for axis, size in enumerate(scale.shape) if size == 1)
-            parameters.append(_Parameter(path, position, plain, leaf, reduced))
+            parameters.append(_Parameter(path, position, plain, leaf, reduced, frozen))
         else:
-            parameters.append(_Parameter(path, position, leaf, None, None))
+            parameters.append(_Parameter(path, position, leaf, None, None, frozen))
     return parameters, jax.tree.unflatten(treedef, [parameter.plain for parameter in parameters])
+
+
+def _not_a_param(leaf: Leaf) -> str:
+    """The class of a leaf's NNX Variable (of a node's, if it holds several), where there is no `nnx.Param`."""
+    boxes = jax.tree.leaves(leaf, is_leaf=is_box) if is_node(leaf) else [leaf]
+    variables = [box for box in boxes if isinstance(box, nnx.Variable)]
+    trained = any(isinstance(variable, nnx.Param) for variable in variables)
+    return type(variables[-1]).__name__ if variables and not trained else ""
+
+
+def _beside_params(tree: Params, keys: KeyPath) -> str:
+    """The collection that a leaf is in, where the tree has collections, as Linen's variables, and this is not `params`.
+
+    An `nnx.State` has attributes of the model there; and an array that is called params is no collection.
+    """
+    if not isinstance(tree, Mapping) or isinstance(tree, nnx.State) or "params" not in tree:
+        return ""
+    if jax.tree_util.all_leaves([tree["params"]]) or is_box(tree["params"]) or is_node(tree["params"]):
+        return ""
+    collection = leaf_path(keys[:1])
+    return "" if collection == "params" else collection
 
 
 def _count_inputs(tree: PyTree) -> int:
@@ -207,6 +243,7 @@ def _leaf(number: int, parameter: _Parameter, traced: Program, notes: Notes) -> 
         reduced=parameter.reduced,
         notes=tuple(notes.uses.get(number, ())),
         returned=number in notes.returned,
+        frozen=parameter.frozen,
     )
 
 

@@ -35,9 +35,9 @@ class Value:
     """What is known of its numbers."""
 
     @classmethod
-    def of_parameter(cls, name: Hashable, aval: jax.core.ShapedArray) -> Value:
-        """A parameter. Others than of floating-point numbers are not trained: masks, counts, keys."""
-        trained = jnp.issubdtype(aval.dtype, jnp.floating)
+    def of_parameter(cls, name: Hashable, aval: jax.core.ShapedArray, trained: bool) -> Value:
+        """A parameter. Others than of floating-point numbers are never trained: masks, counts, keys."""
+        trained = trained and jnp.issubdtype(aval.dtype, jnp.floating)
         return cls(parameter=trained, views=(View.of(name, aval.shape),))
 
     @classmethod

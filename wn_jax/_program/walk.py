@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 import jax.numpy as jnp
 
@@ -25,14 +25,20 @@ from wn_jax._program.values import Value
 from wn_jax._program.views import Place, View
 
 
-def walk(body: Body, parameters: Sequence[Hashable | None], data_in_consts: bool) -> Notes:
+def walk(
+    body: Body, parameters: Sequence[Hashable | None], frozen: Collection[Hashable], data_in_consts: bool
+) -> Notes:
     """Follows the inputs of a program to which `parameters` gives a name; data flows in by the others.
 
-    `data_in_consts`: whether arrays that the program closes over count as data, too.
+    Arguments:
+        body: the program.
+        parameters: a name for each input, or `None` for data.
+        frozen: those of the names that are not trained.
+        data_in_consts: whether arrays that the program closes over count as data, too.
     """
     notes = Notes()
     inputs = [
-        Value(data=True) if name is None else Value.of_parameter(name, aval)
+        Value(data=True) if name is None else Value.of_parameter(name, aval, name not in frozen)
         for name, aval in zip(parameters, body.inputs, strict=True)
     ]
     walk = _Walk(notes, data_in_consts, live(body))
