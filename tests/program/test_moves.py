@@ -19,8 +19,8 @@ from wn_jax._program.moves import MOVES, moved
 from wn_jax._program.views import View
 
 # These rows no random program draws; the tests below are theirs.
-TESTED_HERE = {primitives.name_p, primitives.reduce_precision_p, primitives.sharding_constraint_p}
-NAMES = sorted(str(operation) for operation in TESTED_HERE)
+TESTED_HERE = {primitives.name_p, primitives.reduce_precision_p, primitives.sharding_constraint_p, program.reshard_p}
+NAMES = ["name", "reduce_precision", "sharding_constraint"]
 RNG = np.random.default_rng(0)
 V = jnp.asarray(RNG.standard_normal((3, 2)), jnp.float32)
 VALUE = Factored(V, jnp.array([[0.3, 1.7]]), jnp.dtype("float32"))
@@ -74,7 +74,7 @@ def test_an_operation_that_moves_nothing_keeps_the_view(name):
 
 def test_a_constraint_on_a_weight_is_one_on_v_unless_the_weight_is_rebuilt_anyway():
     eqn = last_equation("sharding_constraint")
-    result = moved(eqn, [VALUE])
+    (result,) = moved(eqn, [VALUE])
     assert result.v.sharding == eqn.params["sharding"]
     np.testing.assert_array_equal(result.weight(), VALUE.weight())
     assert moved(eqn, [dataclasses.replace(VALUE, rebuilt=True)]) is None
@@ -105,3 +105,18 @@ def test_the_weight_is_rounded_and_not_v():
     """Which is why `reduce_precision` has no rule for the factors: the two differ."""
     rounded = PRIMITIVES["reduce_precision"]
     assert (rounded(V) * VALUE.scale != rounded(VALUE.weight())).any()
+
+
+def test_a_weight_that_is_sharded_anew_takes_its_scale_along():
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,), devices=jax.devices()[:2])
+    node = wn.WeightNorm.from_weight(jnp.asarray(RNG.standard_normal((3, 4)), jnp.float32), -2)
+    x = jnp.ones((1, 3))
+
+    def columns(w, x):
+        return x @ jax.sharding.reshard(w, jax.P(None, "x"))
+
+    with jax.set_mesh(mesh):
+        assert wn.infer_axes(lambda p, x: columns(p["w"], x))({"w": node.weight()}, x) == {"w": (-2,)}
+        found = jax.jit(wn.wrap(columns, scale="output"))(node, x)
+        assert jax.typeof(found).sharding.spec == jax.P(None, "x")
+    np.testing.assert_allclose(found, x @ node.weight(), rtol=1e-6)

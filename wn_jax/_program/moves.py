@@ -201,24 +201,24 @@ def _broadcast_factors(eqn: Equation, value: Factored) -> Factored:
 
 
 def _reshape_axes(eqn: Equation, view: View, _place: Place) -> View | None:
-    if eqn.params.get("dimensions") is not None:
-        return None
-    dims = regrouped(view.dims, outputs(eqn)[0].shape)
+    order = eqn.params.get("dimensions") or range(len(view.dims))  # in which it reads them: it may transpose first
+    dims = regrouped([view.dims[i] for i in order], outputs(eqn)[0].shape)
     return None if dims is None else dataclasses.replace(view, dims=dims)
 
 
 def _reshape_factors(eqn: Equation, value: Factored) -> Factored | None:
     """Where no dimension along which the scale varies is mixed with one along which it does not."""
-    shape = outputs(eqn)[0].shape
-    if eqn.params.get("dimensions") is not None or value.v.size == 0:
+    shape, order = outputs(eqn)[0].shape, eqn.params.get("dimensions")
+    if value.v.size == 0:
         return None  # where a dimension is 0, runs of dimensions hold equally many numbers whatever else they are
+    turned = value if order is None else value.both(lambda array: jax.lax.transpose(array, order))
     small: list[int] = []
-    for before, after in _blocks(value.v.shape, shape):
-        varies = {value.scale.shape[dim] > 1 for dim in before if value.v.shape[dim] > 1}
+    for before, after in _blocks(turned.v.shape, shape):
+        varies = {turned.scale.shape[dim] > 1 for dim in before if turned.v.shape[dim] > 1}
         if len(varies) > 1:
             return None
         small += [shape[dim] if True in varies else 1 for dim in after]
-    return dataclasses.replace(value, v=_bind(eqn, value.v), scale=value.scale.reshape(small))
+    return dataclasses.replace(value, v=_bind(eqn, value.v), scale=turned.scale.reshape(small))
 
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
