@@ -181,4 +181,4 @@ def test_the_scale_goes_where_it_changes_nothing_at_length(seed):
 @pytest.mark.skipif(not FRESH, reason="SUPPORT_SEEDS says no numbers")
 def test_fresh_networks():
     wrong, missing = _lines(FRESH, 0), _lines(FRESH, 1)
-    assert not wrong + missing, f"wrong:\n{wrong}\n\nmissing:\n{missing}"
+    assert not wrong + missing, f"{wrong.count('seed')} wrong:\n{wrong}\n{missing.count('seed')} missing:\n{missing}"
