@@ -97,6 +97,8 @@ class _Walk:
         sides = list(contractions(eqn))
         if sides and _are_of_different_sources(values[:2]):
             return [self.contracted(eqn, values, sides, site, around)]
+        if eqn.primitive is primitive.select_n_p and (same := _one_of_the_same(values[1:])):
+            return [same]
         common = Value.joined(values, facts.of_result(eqn, [value.fact for value in values]))
         views, outputs = self.views(eqn, values, site, common.data), self.outputs(eqn, values)
         self.bias(eqn, values, site)
@@ -294,6 +296,19 @@ def _are_of_different_sources(values: Sequence[Value]) -> bool:
     """Whether no parameter is contracted with itself, as by a penalty."""
     first, second = ({view.source for view in value.views} for value in values)
     return not first & second
+
+
+def _one_of_the_same(values: Sequence[Value]) -> Value | None:
+    """A choice among values that are one parameter's numbers at the same places, if they are: whatever chooses.
+
+    `vmap` makes such a choice of a `cond`, between a parameter and the same under `stop_gradient`.
+    """
+    views = [tuple(dataclasses.replace(view, frozen=False) for view in value.views) for value in values]
+    if not views[0] or any(other != views[0] for other in views):
+        return None
+    return dataclasses.replace(
+        values[0], views=next((v.views for v in values if v.trains), values[0].views), outputs=()
+    )
 
 
 def _is_masked(eqn: Equation, values: Sequence[Value], operand: int) -> bool:
