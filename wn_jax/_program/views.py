@@ -236,6 +236,9 @@ def regrouped(dims: Sequence[Dim], shape: Sequence[int]) -> tuple[Dim, ...] | No
         if taken is None:
             return None
         result.append(taken)
+    ones = [atom for atom in rest if isinstance(atom, Atom)]  # of size 1, or the sizes would not have fit
+    if result and ones and not result[-1].is_beside_others:
+        result[-1] = Dim.of((*result[-1].atoms, *ones))
     return tuple(result)
 
 
