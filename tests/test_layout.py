@@ -35,6 +35,7 @@ ORDER = {
         ["notes", "moves"],
         ["walk", "run"],
         ["reading"],
+        ["strict"],
     ],
     "experiments": [
         ["__init__", "errors", "environment"],

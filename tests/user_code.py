@@ -64,7 +64,7 @@ def core() -> None:
 
     apply: Callable[..., jax.Array] = wn.wrap(model)
     y: jax.Array = apply(nodes, X)
-    wn.wrap(model, argnums=(0,), scale="output")(nodes, X)
+    wn.wrap(model, argnums=(0,), scale="output", strict=True)(nodes, X)
     if not y.size:
         wn.wrap(model, scale="outptu")  # pyright: ignore[reportArgumentType]
         wn.wrap("model")  # pyright: ignore[reportArgumentType]

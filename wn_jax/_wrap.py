@@ -19,16 +19,19 @@ from jax.typing import ArrayLike
 from wn_jax._boxes import unbox
 from wn_jax._node import Node, is_node
 from wn_jax._program.factored import Factored, Operand, weight
-from wn_jax._program.reading import ParameterLeaf, check_callable, check_position, read
+from wn_jax._program.reading import ParameterLeaf, Reading, check_callable, check_position, read
 from wn_jax._program.run import Runner
+from wn_jax._program.strict import Strict, check_places
 from wn_jax._transform import reconstruct
-from wn_jax._tree import flatten, with_plain_children
+from wn_jax._tree import flatten, is_traced, with_plain_children
 from wn_jax._types import Params, PyTree, Scale
 
 Result = TypeVar("Result")
 
 
-def wrap(fn: Callable[..., Result], argnums: int | Sequence[int] = 0, scale: Scale = "auto") -> Callable[..., Result]:
+def wrap(
+    fn: Callable[..., Result], argnums: int | Sequence[int] = 0, scale: Scale = "auto", strict: bool = False
+) -> Callable[..., Result]:
     """`fn`, on trees that hold nodes in the arguments that `argnums` names. Plain trees pass through unchanged.
 
     Arguments:
@@ -49,12 +52,17 @@ def wrap(fn: Callable[..., Result], argnums: int | Sequence[int] = 0, scale: Sca
             of the whole stack, nor with `remat` in the gradient.
 
             As under `jit`, `fn` gets copies of containers: what it writes into a dict that it was given is lost.
+        strict: raise in a call where the scale of a weight whose uses are proved (`weight_uses`) should go to the
+            outputs, but something on its way makes `wrap` rebuild the weight. With `"output"` that is any such weight;
+            with `"auto"`, one whose outputs hold fewer numbers. That `"auto"` takes the weight's side where this has
+            fewer is no error. Outside `jit` too, the function is judged as inside.
 
     Returns:
         A function of `fn`'s own arguments. Every transformation holds: `jit`, `grad`, `vmap`, `scan`, `remat`.
 
     Raises:
-        ValueError: `scale` is unknown, or `argnums` are negative.
+        ValueError: `scale` is unknown, `argnums` are negative, or `strict` is given with `scale="weight"`; or (when
+            called, with `strict`) the scale of some weights should go to the outputs, but cannot: they are named.
         TypeError: `fn` is not callable, or (when called) an argument that `argnums` names is not given by position.
 
     >>> import jax, jax.numpy as jnp, wn_jax as wn
@@ -67,6 +75,8 @@ def wrap(fn: Callable[..., Result], argnums: int | Sequence[int] = 0, scale: Sca
     """
     check_callable("wrap", fn)
     check_scale(scale)
+    if strict and scale == "weight":
+        raise ValueError("strict=True is for scale='auto' and 'output'; scale='weight' rebuilds every weight")
     positions = _positions(argnums)
 
     @functools.wraps(fn)
@@ -75,7 +85,7 @@ def wrap(fn: Callable[..., Result], argnums: int | Sequence[int] = 0, scale: Sca
         try:
             if scale == "weight":
                 return _run_on_weights(fn, positions, args, kwargs)
-            return _run_factored(fn, positions, args, kwargs, always=scale == "output")
+            return _run_factored(fn, positions, args, kwargs, scale == "output", strict)
         except ValueError as error:
             _explain_lost_leaves(error, [args[i] for i in positions])
             raise
@@ -113,7 +123,12 @@ def _run_on_weights(
 
 
 def _run_factored(
-    fn: Callable[..., Result], positions: Sequence[int], args: Sequence[PyTree], kwargs: dict[str, Any], always: bool
+    fn: Callable[..., Result],
+    positions: Sequence[int],
+    args: Sequence[PyTree],
+    kwargs: dict[str, Any],
+    always: bool,
+    strict: bool,
 ) -> Result:
     """`fn` on nodes whose scale goes to the outputs: wherever it can, or where these hold fewer numbers."""
     # A plain tree needs no trace, and its function may branch on values.
@@ -121,19 +136,35 @@ def _run_factored(
         return fn(*args, **kwargs)
     arrays = [leaf for leaf in jax.tree.leaves((args, kwargs)) if hasattr(leaf, "shape")]
     if not all(isinstance(size, int) for array in arrays for size in array.shape):  # jax.export leaves it open
+        if strict and always:
+            raise ValueError("wrap(strict=True): jax.export leaves a size open, and the scales go to the weights then")
         return _run_on_weights(fn, positions, args, kwargs)
     purpose = "to place the scale of its weights. wn_jax.wrap(fn, scale='weight') does not trace."
     reading = read(fn, positions, args, kwargs, purpose)
+    if strict:
+        check_places(reading, always)
     # All of them arrays or tracers: shapes alone have nothing to run on.
     inputs = cast(list[Operand], list(reading.program.arrays))
     for leaf in reading.leaves:
         if leaf.node is not None:
             inputs[leaf.input] = _value(leaf, leaf.node, always)
-    results = Runner(reading.masks).run(reading.program.body, inputs)
+    results = _run_strictly(reading, inputs) if strict else Runner(reading.masks).run(reading.program.body, inputs)
     avals = reading.program.body.outputs
     return reading.program.unflatten(
         [_as_array(weight(value), aval) for value, aval in zip(results, avals, strict=True)]
     )
+
+
+def _run_strictly(reading: Reading, inputs: list[Operand]) -> list[Operand]:
+    """The results of a program, after a check that no weight is rebuilt which it does as under `jit`."""
+    body, runner = reading.program.body, Strict(reading)
+    if is_traced(inputs):
+        results = runner.run(body, inputs)
+        runner.check()
+        return results
+    jax.eval_shape(lambda inputs: (runner.run(body, inputs), None)[1], inputs)
+    runner.check()
+    return Runner(reading.masks).run(body, inputs)
 
 
 def _as_array(value: ArrayLike, aval: jax.core.ShapedArray) -> jax.Array:
@@ -148,7 +179,7 @@ def _value(leaf: ParameterLeaf, node: Node, always: bool) -> Operand:
         return unbox(node.weight())
     # Of a stack, the weight is rebuilt too, but by each trip of the loop that slices it.
     v, scale = map(unbox, node.factors())
-    return Factored(v, scale, v.dtype, rebuilt=on_weight)
+    return Factored(v, scale, v.dtype, rebuilt=on_weight, path=leaf.path)
 
 
 def _positions(argnums: int | Sequence[int]) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ SIGNATURES = {
         "save": "(path, params)",
         "shardings": "(params, specs)",
         "weight_uses": "(fn, argnums=0)",
-        "wrap": "(fn, argnums=0, scale='auto')",
+        "wrap": "(fn, argnums=0, scale='auto', strict=False)",
         "WeightNorm": "(g, v, axes)",
     },
     "wn_jax.optim": {

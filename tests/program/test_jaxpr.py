@@ -239,7 +239,7 @@ def test_a_differentiated_remat_and_all_else_cannot_be_made_again():
 
 
 def test_effects_stand_in_the_equations_around_them():
-    """What runs for its effects is known by `effects`, on each call around it. A collective has one that is none."""
+    """The `effects` of an equation are those of the calls around it, too. A collective has one that is none."""
     tell = equations(jax.jit(lambda x: (jax.debug.callback(lambda x: None, x), x)[1]), X)
     silent = equations(jax.jit(lambda x: x * 2), X)
     assert [bool(eqn.effects) for eqn in (*tell, *silent)] == [True, False], f"{VERSION}effects are told differently"

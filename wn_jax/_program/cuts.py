@@ -163,6 +163,7 @@ def _joined(values: Sequence[Operand], along: int, dtype: jnp.dtype) -> Factored
         v=jnp.concatenate(vs, along),
         scale=jnp.concatenate(scales, along),
         rebuilt=any(part.rebuilt for part in parts),
+        path=", ".join(dict.fromkeys(part.path for part in parts)),
     )
 
 

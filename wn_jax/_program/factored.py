@@ -17,7 +17,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("v", "scale"), meta_fields=("dtype", "rebuilt"))
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("v", "scale"), meta_fields=("dtype", "rebuilt", "path")
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class Factored:
     """The array `(v * scale).astype(dtype)`."""
@@ -30,6 +32,8 @@ class Factored:
     """The dtype to which the program converted the weight."""
     rebuilt: bool = False
     """Whether contractions get the weight all the same: it is here to be sliced by a loop first, and rebuilt in it."""
+    path: str = ""
+    """The weight's path in its tree, for a message; of weights that were concatenated, all of theirs."""
 
     def weight(self) -> jax.Array:
         """The array itself, rounded as it would have been on its way."""

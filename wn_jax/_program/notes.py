@@ -138,6 +138,12 @@ class Use:
         return self.view.axes([dim for dim, _ in self.contraction.kept])
 
     @property
+    def summed(self) -> frozenset[int]:
+        """The same, and the axis of the groups in a `ragged_dot`: those that the output has no dimension for."""
+        kept = {dim for dim, _ in self.contraction.kept}
+        return self.view.axes([dim for dim in range(len(self.view.dims)) if dim not in kept])
+
+    @property
     def output_size(self) -> float:
         """How many numbers the program computes there."""
         return math.prod(self.output) * self.around.trips

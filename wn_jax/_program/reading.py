@@ -56,10 +56,8 @@ class ParameterLeaf:
     @property
     def problem(self) -> Problem | None:
         """The first thing that speaks against its being a weight."""
-        if self.frozen:
-            return Problem(Reason.FROZEN, self.frozen)
-        if self.misuse is None and all(use.view.frozen for use in self.uses):
-            return Problem(Reason.FROZEN, "stop_gradient")
+        if self.misuse is None and (self.frozen or all(use.view.frozen for use in self.uses)):
+            return Problem(Reason.FROZEN, self.frozen or "stop_gradient")
         return self.misuse
 
     @property
@@ -114,7 +112,7 @@ class ParameterLeaf:
         if any(dtype == jnp.float16 for dtype in (self.aval.dtype, *(use.dtype for use in self.uses))):
             return False
         return all(
-            (self.reduced is None or use.reduction <= self.reduced)
+            use.summed <= (use.reduction if self.reduced is None else self.reduced)
             and not use.around.custom_rule  # the rule is the weight's: it must not be differentiated by v
             and use.around.trips != math.inf  # how often a while_loop runs, and so what it costs, is not known
             for use in self.uses

@@ -51,7 +51,11 @@ class Runner:
         if result is not None:
             return [result]
         inside = self.entered(eqn, values, site)
-        return jaxpr.bind(eqn, [weight(value) for value in values]) if inside is None else inside
+        return self.rebuilt(eqn, values, site) if inside is None else inside
+
+    def rebuilt(self, eqn: Equation, values: list[Operand], _site: Site) -> Sequence[Operand]:
+        """The results of an equation that needs the weights themselves."""
+        return jaxpr.bind(eqn, [weight(value) for value in values])
 
     def contracted(self, eqn: Equation, values: list[Operand], site: Site) -> jax.Array | None:
         """The output of a contraction of a `Factored` operand, or `None`."""
