@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from wn_jax._program.notes import Reason
 from wn_jax._program.reading import ParameterLeaf, check_callable, read
+from wn_jax._tree import listed
 from wn_jax._types import PyTree, Shape
 
 
@@ -26,7 +28,8 @@ def infer_axes(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., dic
     do). It gives the dict from leaf path to axes that `reparameterize` takes, and that may be edited by hand before. A
     leaf is in it only where every use of it is proved to be a matrix multiplication or a convolution with data, over
     the same axes; `weight_uses` tells about the others. Data is what comes in by the other arguments. Where none of
-    these is an array, but for random keys, arrays that `fn` closes over count as data.
+    these is an array, but for random keys, arrays that `fn` closes over count as data; else leaves that are contracted
+    with such an array alone are left out, and a `UserWarning` names them.
 
     What is not trained is left alone, too: a leaf that stands under `stop_gradient` at every use, an `nnx.Variable`
     that is no `nnx.Param`, and what lies in another collection where the tree has `params` at its top (`batch_stats`,
@@ -52,9 +55,22 @@ def infer_axes(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., dic
 
     @functools.wraps(fn)
     def infer(*args: Any, **kwargs: Any) -> dict[str, tuple[int, ...]]:
-        return {use.path: use.reduction for use in uses(*args, **kwargs) if use.reduction is not None}
+        found = uses(*args, **kwargs)
+        if hidden := [use.path for use in found if use.reason is Reason.CLOSED_OVER]:
+            warnings.warn(_about_closed_over(fn, hidden), UserWarning, stacklevel=2)
+        return {use.path: use.reduction for use in found if use.reduction is not None}
 
     return infer
+
+
+def _about_closed_over(fn: Callable[..., PyTree], paths: list[str]) -> str:
+    """The warning about leaves that are left out for what may be data."""
+    name = getattr(fn, "__name__", "the function")
+    return (
+        f"infer_axes left out {listed(paths)}: {name} contracts them with arrays that it closes over, and these do not "
+        "count as data where its arguments hold some. Where they are data, pass them as an argument; where they are "
+        "constants of the model, give the axes of these leaves by hand"
+    )
 
 
 def weight_uses(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., WeightUses]:

@@ -27,6 +27,7 @@ class Reason(enum.StrEnum):
     INDEXED = "indexed"
     PENALTY = "penalty"
     NO_DATA = "no data"
+    CLOSED_OVER = "closed over"
     DISAGREE = "disagree"
     CARRIED = "carried"
     BRANCH = "branch"
@@ -57,6 +58,8 @@ _EXPLANATIONS = {
     "arguments), and the product serves as a weight itself",
     Reason.PRODUCT: "it is contracted with another parameter, and data meets only their product (an einsum of several "
     "weights contracts what is cheapest first, which depends on the sizes; contract one weight after the other)",
+    Reason.CLOSED_OVER: "it is contracted with an array that the function closes over, which may be data or a constant "
+    "of the model (pass data as an argument)",
     Reason.DISAGREE: "its uses sum over different axes",
     Reason.CARRIED: "it changes from one trip of a loop to the next",
     Reason.BRANCH: "the branches of a cond return it in different ways",
@@ -126,6 +129,12 @@ class Use:
     def tells(self) -> bool:
         """Whether it tells the axes of a weight."""
         return self.met not in (Met.CLOSED_OVER, Met.PARAMETER)
+
+    @property
+    def why_not(self) -> Reason:
+        """The reason that it is for a parameter to be left alone, where it does not tell."""
+        known = {Met.CLOSED_OVER: Reason.CLOSED_OVER, Met.PARAMETER: Reason.PRODUCT}
+        return known.get(self.met, Reason.NO_DATA)
 
     @property
     def reduction(self) -> frozenset[int]:

@@ -19,7 +19,7 @@ from flax import nnx
 from wn_jax._boxes import is_box
 from wn_jax._node import Node, is_node
 from wn_jax._program.jaxpr import Program, Site, is_input, trace
-from wn_jax._program.notes import Bias, Met, Notes, Problem, Reason, Use
+from wn_jax._program.notes import Bias, Notes, Problem, Reason, Use
 from wn_jax._program.walk import walk
 from wn_jax._tree import abstract_weight, flatten_with_keys, leaf_path
 from wn_jax._types import KeyPath, Leaf, Params, PyTree
@@ -77,10 +77,7 @@ class ParameterLeaf:
         if len({use.reduction for use in uses}) > 1:
             backward = any(use.around.backward for use in uses)
             return Problem(Reason.DIFFERENTIATED if backward else Reason.DISAGREE, "")
-        if any(use.tells for use in uses):
-            return None
-        is_product = any(use.met is Met.PARAMETER for use in uses)
-        return Problem(Reason.PRODUCT if is_product else Reason.NO_DATA, uses[0].how)
+        return None if any(use.tells for use in uses) else Problem(uses[0].why_not, uses[0].how)
 
     def axes(self, axes: frozenset[int]) -> tuple[int, ...]:
         """Axes that are counted from 0, counted from the end."""
@@ -148,7 +145,7 @@ def read(
     """Traces `fn`, with an abstract weight in place of each node, and follows the parameters in `argnums`.
 
     `purpose` completes the note on an error of `fn`. `data_in_consts`: whether arrays that `fn` closes over count as
-    data; where no argument but the parameters is an array, they do in any case.
+    data; where no argument but the parameters is an array, or only random keys are, they do in any case.
     """
     check_position(argnums, args, kwargs)
     plain = list(args)
@@ -163,13 +160,10 @@ def read(
     traced = trace(fn, plain, kwargs, purpose)
     names = [i if i in by_input else None for i in range(len(traced.arrays))]
     frozen = {number for number, parameter in by_input.items() if parameter.frozen}
-    notes = walk(traced.body, names, frozen, data_in_consts or None not in names)
-    return Reading(
-        traced,
-        [_leaf(i, parameter, traced, notes) for i, parameter in by_input.items()],
-        notes.biases,
-        frozenset(notes.masks),
-    )
+    others = [aval for name, aval in zip(names, traced.body.inputs, strict=True) if name is None]
+    notes = walk(traced.body, names, frozen, data_in_consts or all(map(_is_random_key, others)))
+    leaves = [_leaf(i, parameter, traced, notes) for i, parameter in by_input.items()]
+    return Reading(traced, leaves, notes.biases, frozenset(notes.masks))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +222,12 @@ def _beside_params(tree: Params, keys: KeyPath) -> str:
 def _count_inputs(tree: PyTree) -> int:
     """How many inputs of a program a tree is."""
     return sum(map(is_input, jax.tree.leaves(tree)))
+
+
+def _is_random_key(aval: jax.core.ShapedArray) -> bool:
+    """Whether an input is a random key or several, of the new kind or of the old, which is a pair of words."""
+    raw = aval.dtype == jnp.uint32 and aval.shape[-1:] == (2,)
+    return raw or jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)
 
 
 def _leaf(number: int, parameter: _Parameter, traced: Program, notes: Notes) -> ParameterLeaf:

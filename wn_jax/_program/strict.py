@@ -99,9 +99,7 @@ def _what_keeps(leaf: ParameterLeaf) -> str:
         if use.around.trips == math.inf:
             return f"{use.how} in a while_loop; use scan, or fori_loop with a number of trips that is known"
         if use.contraction.group is not None:
-            return (
-                f"{use.how}, whose rows take the matrices of their groups in turn; there is no way yet but the weight"
-            )
+            return f"{use.how}, whose rows take the matrices of their groups in turn; there is no other way yet"
         if leaf.reduced is not None and not use.reduction <= leaf.reduced:
             return (
                 f"{use.how} sums over {leaf.axes(use.reduction)}, where its norm does not run; reparameterize it "

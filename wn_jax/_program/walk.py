@@ -151,9 +151,8 @@ class _Walk:
         """
         for source, use in value.pending:
             if not (along_batch and use.met is Met.REPEATED):
-                reason = Reason.PRODUCT if use.met is Met.PARAMETER else Reason.NO_DATA
                 notes = self.notes.uses.get(source, [])
-                self.notes.uses[source] = [Problem(reason, use.how) if note == use else note for note in notes]
+                self.notes.uses[source] = [Problem(use.why_not, use.how) if note == use else note for note in notes]
 
     def views(self, eqn: Equation, values: list[Value], site: Site, data: bool) -> list[tuple[View, ...]]:
         """The views of each of an equation's results. A view that ends here is noted as a problem."""
