@@ -46,7 +46,7 @@ class Reason(enum.StrEnum):
 
 
 _EXPLANATIONS = {
-    Reason.UNUSED: "the program does not use it, or nobody takes what it gives",
+    Reason.UNUSED: "the program does not use it",
     Reason.FROZEN: "it is not trained: under stop_gradient at every use, in a Variable that is no nnx.Param, or in a "
     "collection beside params",
     Reason.ELEMENTWISE: "it is added to or multiplied with other values, not contracted (a bias, a gain, a positional "
