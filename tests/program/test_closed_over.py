@@ -23,8 +23,6 @@ KEYS = {
     "another implementation": jax.random.key(0, impl="rbg"),
 }
 
-told = pytest.mark.xfail(strict=True, reason="the walk does not tell arrays that are closed over from constants yet")
-
 
 @pytest.fixture(autouse=True)
 def silence():
@@ -83,7 +81,6 @@ def closed_over(p, x):
     return (X @ p["first"]).sum() + x @ p["second"]
 
 
-@told
 def test_a_leaf_that_is_left_out_for_an_array_that_is_closed_over_is_told():
     x = jnp.ones((3, 6))
     with pytest.warns(UserWarning, match=r"left out 'first': closed_over contracts .* pass them as an argument"):
@@ -92,7 +89,6 @@ def test_a_leaf_that_is_left_out_for_an_array_that_is_closed_over_is_told():
     assert uses == {"first": Reason.CLOSED_OVER, "second": None}
 
 
-@told
 def test_it_is_told_through_what_is_done_to_the_array():
     def model(p, x):
         inner = jax.jit(lambda rows: jnp.tanh(rows[1:] * 2).reshape(2, 2, 4))(X)
@@ -102,7 +98,6 @@ def test_it_is_told_through_what_is_done_to_the_array():
         assert wn.infer_axes(model)(PARAMS, jnp.ones((3, 6))) == {"second": (-2,)}
 
 
-@told
 def test_it_is_told_for_models_of_nnx():
     def call(model, x):
         return model["first"](X).sum() + model["second"](x)
@@ -112,7 +107,6 @@ def test_it_is_told_for_models_of_nnx():
         assert wn_jax.nnx.infer_axes(call)(model, jnp.ones((3, 6))) == {"second/kernel": (-2,)}
 
 
-@pytest.mark.xfail(strict=True, reason="a use without data undoes the others yet")
 def test_nothing_is_told_where_other_uses_prove_the_weight():
     def model(p, x):
         return (X @ p["first"]).sum() + x @ p["first"] @ p["second"]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from tests.zoo.model import KEY, Axes, Model, biases, elementwise, filled, frozen, kernels, normal, rows, tokens
+from tests.zoo.model import KEY, Axes, Model, biases, elementwise, filled, kernels, normal, rows, tokens
 
 
 def linen(
@@ -196,7 +196,7 @@ def _norm_net(training: bool) -> nn.Module:
 def linen_norms() -> Model:
     # The batch norm uses its running statistics.
     gains = elementwise("params/RMSNorm_0/scale", "params/LayerNorm_0/scale", "params/BatchNorm_0/scale")
-    statistics = frozen("batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var")
+    statistics = elementwise("batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var")
     left = {**gains, **statistics, **biases("params/LayerNorm_0", "params/BatchNorm_0")}
     return feed_forward(_norm_net(False), normal(4, 5), kernels(f"params/Dense_{i}" for i in range(4)), left)
 
@@ -204,7 +204,7 @@ def linen_norms() -> Model:
 def linen_batch_norm() -> Model:
     # It normalizes with the statistics of the batch, and updates the running ones, which are not returned.
     module = _norm_net(True)
-    statistics = frozen("batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var")
+    statistics = elementwise("batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var")
     left = {**statistics, **elementwise("params/BatchNorm_0/scale"), **biases("params/BatchNorm_0")}
     return feed_forward(
         module,

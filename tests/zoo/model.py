@@ -25,9 +25,8 @@ class Model:
 
     Attributes:
         axes: the reduction axes of each weight that every use contracts with data.
-        left: why each other array stays alone. "unused": the program does not use it. "frozen": the tree says that it
-            is not trained (running statistics). "elementwise": added to or multiplied with other values (biases,
-            gains). "indexed": its rows are looked up.
+        left: why each other array stays alone. "unused": the program does not use it. "elementwise": added to or
+            multiplied with other values (biases, gains, running statistics). "indexed": its rows are looked up.
             "penalty": summed or squared on its own. "no data": contracted with a parameter or a constant.
             "disagree": its uses reduce over different axes. "carried": it changes as a loop's carry. "reshaped": a
             reshape splits or mixes its axes. "sliced": a use contracts a part of a reduction axis, or it is
@@ -86,10 +85,6 @@ def filled(shapes: Any) -> Any:
 
 def elementwise(*paths: str) -> dict[str, str]:
     return dict.fromkeys(paths, "elementwise")
-
-
-def frozen(*paths: str) -> dict[str, str]:
-    return dict.fromkeys(paths, "frozen")
 
 
 def biases(*layers: str) -> dict[str, str]:

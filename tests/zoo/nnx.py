@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tests.zoo.model import Axes, Model, biases, elementwise, filled, frozen, kernels, normal, rows, tokens
+from tests.zoo.model import Axes, Model, biases, elementwise, filled, kernels, normal, rows, tokens
 
 Outputs = dict[str, tuple[jax.Array, int]]
 
@@ -197,8 +197,9 @@ def nnx_norms() -> Model:
         def __call__(self, x):
             return self.outputs(x)["last/kernel"][0]
 
-    left = elementwise("layer/scale", "layer/bias", "rms/scale", "batch/scale", "batch/bias")
-    left |= frozen("batch/mean", "batch/var")
+    left = elementwise(
+        "layer/scale", "layer/bias", "rms/scale", *(f"batch/{x}" for x in ("scale", "bias", "mean", "var"))
+    )
     return feed_forward(Net, normal(4, 5), kernels(["first", "second", "third", "last"]), left)
 
 
@@ -214,7 +215,7 @@ def nnx_batch_norm() -> Model:
             hidden=nnx.Linear(5, 6, rngs=rngs), norm=nnx.BatchNorm(6, rngs=rngs), out=nnx.Linear(6, 3, rngs=rngs)
         )
 
-    left = {**elementwise("norm/scale", "norm/bias"), **frozen("norm/mean", "norm/var")}
+    left = elementwise(*(f"norm/{x}" for x in ("scale", "bias", "mean", "var")))
     return feed_forward(net, normal(4, 5), kernels(["hidden", "out"]), left)
 
 
