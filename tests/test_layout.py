@@ -14,7 +14,7 @@ from tests.experiments.commands import ROOT, invoke
 
 ORDER = {
     "wn_jax": [
-        ["_types", "_pickles"],
+        ["_types", "_pickles", "_files"],
         ["_norms", "_boxes"],
         ["_node"],
         ["_tree", "_interop"],
@@ -24,7 +24,8 @@ ORDER = {
         ["_uses"],
         ["_wrap", "_data_plan"],
         ["_data_init"],
-        ["_mean_only", "_flax_weight_norm", "_safetensors"],
+        ["_mean_only", "_flax_weight_norm", "_saved_facts"],
+        ["_safetensors"],
         ["optim", "linen", "nnx", "torch"],
         ["curvature", "_saving"],
         ["__init__"],
