@@ -16,6 +16,7 @@ from experiments.data.source import Content, File, Open, Source, fetch_again
 from experiments.errors import ConfigError
 
 _GZIP = b"\x1f\x8b"
+_MORE = 2**20  # bytes that a file may be too long by, and still be told its size and checksum
 
 
 def cache_folder() -> Path:
@@ -55,8 +56,9 @@ def read(source: Source, folder: Path, file: File) -> Content:
     path = _path(folder, file)
     if path is None:
         raise ConfigError(f"{folder / file.name}: no such file; {fetch_again(source.name)}")
-    # As much as the largest of the set, since two files that are swapped are told by name.
-    content = Content(source.name, path, _decompressed(path, source.name, max(other.size for other in source.files)))
+    # As much as the largest of the set, as of two files that are swapped the name is told, and a little more.
+    most = max(other.size for other in source.files) + _MORE
+    content = Content(source.name, path, _decompressed(path, source.name, most))
     digest = hashlib.md5(content.data, usedforsecurity=False).hexdigest()
     if digest != file.md5:
         hint = _hint(source, file, len(content.data), digest)
@@ -113,7 +115,7 @@ def _decompressed(path: Path, source: str, most: int) -> bytes:
     if len(data) > most:
         holds = "unpacks to" if gzipped else "holds"
         raise ConfigError(
-            f"{path}: {holds} more than {most:,} bytes, the size of the largest file of {source}; {fetch_again(source)}"
+            f"{path}: {holds} more than {most:,} bytes, which no file of {source} does; {fetch_again(source)}"
         )
     return data
 
