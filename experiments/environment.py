@@ -57,7 +57,7 @@ def of_run(path: Path, data: dict[str, str]) -> dict[str, Any] | None:
     now = environment() | ({"data": data} if data else {})
     try:
         first = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return now
     if first.get("data", data) != data:
         return None

@@ -57,7 +57,7 @@ def read_lines(path: Path, strict: bool = True) -> list[tuple[int, dict[str, Any
             value = json.loads(line)
             if not isinstance(value, dict):
                 raise ValueError(f"must be a JSON object; got {value!r}")
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             if strict:
                 what = f"not valid JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
                 raise ConfigError(f"{path}, line {number}: {what}; remove or mend the line") from None

@@ -19,10 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Sharding
 
 from wn_jax._boxes import rebox, unbox
 from wn_jax._node import WeightNorm, is_node
-from wn_jax._safetensors import Content, of_node, read, write
+from wn_jax._safetensors import File, opened, write
+from wn_jax._saved_facts import Facts, as_dicts, of_node
 from wn_jax._tree import check_has_numbers, flatten_with_keys, is_array, leaf_path, sharding_of
 from wn_jax._types import Leaf, Params
 
@@ -36,7 +38,8 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
     """Write the arrays of a parameter tree, with nodes or without, to a `.safetensors` file.
 
     The file appears whole or not at all: it is written in a folder beside it (whose name begins with a dot) and then
-    moved. A process that is killed leaves what was there before, and perhaps that folder.
+    moved. A process that is killed leaves what was there before, and perhaps that folder, which the next `save` to the
+    same path removes.
 
     Arguments:
         path: the file. An existing one is replaced; its folder must exist.
@@ -47,7 +50,7 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
         ValueError: there is nothing to save; two leaves have one path; an array is abstract, traced, partly on
             devices of other processes (use Orbax), or of a dtype that the format does not hold.
         TypeError: `path` is no path.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or `path` is a device, a FIFO, a socket or a folder, which stays as it is.
 
     >>> import tempfile
     >>> params = {"kernel": WeightNorm.from_weight(jnp.array([[3.0], [4.0]]), -2)}
@@ -61,7 +64,7 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
         raise TypeError(f"the first argument is the path of the file; got a {type(path).__name__}: save(path, params)")
     if isinstance(params, nnx.Module):
         _, params = _for_modules().split(params)
-    write(Path(path), _content_of(params))
+    write(Path(path), *_content_of(params))
 
 
 def load(path: str | os.PathLike[str], target: Params = None) -> Params:
@@ -69,7 +72,8 @@ def load(path: str | os.PathLike[str], target: Params = None) -> Params:
 
     With a target, paths, axes, shapes and dtypes must agree with it. Arrays come back in its boxes and with its
     shardings, and leaves that are neither arrays nor numbers come from it. Without a target, nested dicts come back, by
-    the keys of the saved tree, without boxes.
+    the keys of the saved tree, without boxes. Arrays are read one by one, so that it takes the memory of the tree and
+    of one array more.
 
     Arguments:
         path: the file.
@@ -81,15 +85,15 @@ def load(path: str | os.PathLike[str], target: Params = None) -> Params:
 
     Raises:
         ValueError: the file is cut off, was not written by `save`, or does not fit the target.
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is no regular file.
     """
-    content = read(Path(path))
-    if target is None:
-        return _as_dicts(content)
-    if not isinstance(target, nnx.Module):
-        return _into(target, content, path)
-    _, state = _for_modules().split(target)
-    filled = _into(state, content, path)
+    with opened(Path(path)) as file:
+        if target is None:
+            return as_dicts((keys, _leaf(name, file)) for name, keys in file.facts.paths.items())
+        if not isinstance(target, nnx.Module):
+            return _into(target, file, path)
+        _, state = _for_modules().split(target)
+        filled = _into(state, file, path)
     module = nnx.clone(target, graph=True)
     _for_modules().update(module, filled)
     return module
@@ -106,26 +110,37 @@ def _for_modules() -> ModuleType:
 # Into a file: the leaves of a tree as named arrays and numbers.
 
 
-def _content_of(params: Params) -> Content:
-    """The content of a file for these parameters."""
-    content = Content()
+def _content_of(params: Params) -> tuple[Facts, dict[str, np.ndarray]]:
+    """The facts and arrays that a file holds of these parameters."""
+    facts, arrays, taken = Facts(), {}, set()
     for keys, leaf in flatten_with_keys(params)[0]:
         name = leaf_path(keys)
         values = _parts(name, leaf)
-        if {name, *values} & {*content.paths, *content.arrays}:
+        if {name, *values} & taken:
             raise ValueError(f"two leaves have the path {name!r}; rename one of the keys that contain '/'")
         if values:
-            content.paths[name] = [leaf_path((key,)) for key in keys]
+            facts.paths[name] = [leaf_path((key,)) for key in keys]
+            taken |= {name, *values}
         if isinstance(leaf, WeightNorm):
-            content.nodes[name] = leaf.axes
+            facts.nodes[name] = leaf.axes
         for part, value in values.items():
             if _is_number(value):
-                content.numbers[part] = value
+                facts.numbers[part] = _checked_number(part, value)
             else:
-                content.arrays[part] = _to_numpy(part, value, content.keys)
-    if not content.arrays:
+                arrays[part] = _to_numpy(part, value, facts.keys)
+    if not arrays:
         raise ValueError("params hold no arrays, so there is nothing to save")
-    return content
+    as_dicts((keys, None) for keys in facts.paths.values())  # raises where keys that differ have one name
+    return facts, arrays
+
+
+def _checked_number(name: str, number: _Number) -> _Number:
+    """The number itself. Raises where it has more digits than Python reads."""
+    try:
+        str(number)
+    except ValueError as error:
+        raise ValueError(f"{name!r} is an int that no file can hold: {error}") from None
+    return number
 
 
 def _parts(name: str, leaf: Leaf) -> dict[str, _Value]:
@@ -169,80 +184,69 @@ def _to_numpy(name: str, value: _Value, keys: dict[str, str]) -> np.ndarray:
 # Out of a file: as nested dicts, or in the places of a target's leaves.
 
 
-def _as_dicts(content: Content) -> Params:
-    """Nested dicts by the keys that led to each leaf; where no key did, the leaf itself."""
-    tree: dict[str, Leaf] = {}
-    for name, keys in content.paths.items():
-        leaf = _leaf(name, content)
-        if not keys:
-            return leaf
-        inner = tree
-        for key in keys[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[keys[-1]] = leaf
-    return tree
-
-
-def _leaf(name: str, content: Content) -> _Number | WeightNorm | jax.Array:
+def _leaf(name: str, file: File) -> _Number | WeightNorm | jax.Array:
     """The number, node or array of this name."""
-    if name in content.numbers:
-        return content.numbers[name]
-    if name in content.nodes:
-        g, v = (_to_jax(part, content) for part in of_node(name))
-        return WeightNorm(g, v, content.nodes[name])
-    return _to_jax(name, content)
+    if name in file.facts.numbers:
+        return file.facts.numbers[name]
+    if name in file.facts.nodes:
+        g, v = (_to_jax(part, file) for part in of_node(name))
+        return WeightNorm(g, v, file.facts.nodes[name])
+    return _to_jax(name, file)
 
 
-def _to_jax(name: str, content: Content) -> jax.Array:
-    value = content.arrays[name]
-    if jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype:
-        raise ValueError(
-            f"{name!r} is {value.dtype}, which JAX has with jax.config.update('jax_enable_x64', True) only"
-        )
-    array = jnp.asarray(value)
-    return jax.random.wrap_key_data(array, impl=content.keys[name]) if name in content.keys else array
+def _to_jax(name: str, file: File, sharding: Sharding | None = None) -> jax.Array:
+    """An array where it must go, or where JAX puts it."""
+    dtype = file.shapes[name].dtype
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(f"{name!r} is {dtype}, which JAX has with jax.config.update('jax_enable_x64', True) only")
+    value = file.read(name)
+    if name in file.facts.keys:
+        keys = jax.random.wrap_key_data(jnp.asarray(value), impl=file.facts.keys[name])
+        return keys if sharding is None else jax.device_put(keys, sharding)
+    # At once to where it must go, as one device may not have room for all of it; and `jnp.asarray` makes a copy more.
+    array = jax.device_put(value, sharding)
+    return array.block_until_ready()  # until then, what was read stays in memory, and the next would come beside it
 
 
-def _into(target: Params, content: Content, path: str | os.PathLike[str]) -> Params:
+def _into(target: Params, file: File, path: str | os.PathLike[str]) -> Params:
     """A tree like the target, with the numbers of the file."""
     pairs, treedef = flatten_with_keys(target)
     leaves = {leaf_path(keys): leaf for keys, leaf in pairs}
     if len(leaves) < len(pairs):
         raise ValueError("two leaves of the target have one path; rename one of the keys that contain '/'")
-    _check_fits(path, leaves, content)
-    return jax.tree.unflatten(treedef, [_filled(name, leaf, content) for name, leaf in leaves.items()])
+    _check_fits(path, leaves, file)
+    return jax.tree.unflatten(treedef, [_filled(name, leaf, file) for name, leaf in leaves.items()])
 
 
-def _filled(name: str, leaf: Leaf, content: Content) -> Leaf:
+def _filled(name: str, leaf: Leaf, file: File) -> Leaf:
     """A leaf of the target with what the file has."""
     values = _parts(name, leaf)
     if isinstance(leaf, WeightNorm):
-        g, v = (_placed(part, value, content) for part, value in values.items())
+        g, v = (_placed(part, value, file) for part, value in values.items())
         return WeightNorm(rebox(leaf.g, g), rebox(leaf.v, v), leaf.axes)
-    return rebox(leaf, _placed(name, values[name], content)) if values else leaf
+    return rebox(leaf, _placed(name, values[name], file)) if values else leaf
 
 
-def _placed(name: str, value: _Value, content: Content) -> jax.Array | np.ndarray | _Number:
+def _placed(name: str, value: _Value, file: File) -> jax.Array | np.ndarray | _Number:
     """The number or array of this name, of the kind and in the place of the target's `value`."""
-    if name in content.numbers:
-        number = content.numbers[name]
+    if name in file.facts.numbers:
+        number = file.facts.numbers[name]
         return jnp.asarray(number, value.dtype) if is_array(value) else number
     if _is_number(value):
-        return content.arrays[name].item()
+        return file.read(name).item()
     if isinstance(value, (np.ndarray, np.generic)):
-        return content.arrays[name]
-    array, sharding = _to_jax(name, content), sharding_of(value)
-    return array if sharding is None else jax.device_put(array, sharding)
+        return file.read(name)
+    return _to_jax(name, file, sharding_of(value))
 
 
 # Whether a file fits a target.
 
 
-def _check_fits(path: str | os.PathLike[str], leaves: Mapping[str, Leaf], content: Content) -> None:
+def _check_fits(path: str | os.PathLike[str], leaves: Mapping[str, Leaf], file: File) -> None:
     """Raises, naming the first few of all reasons, unless a file has just these leaves."""
-    problems = [problem for name, leaf in leaves.items() for problem in _problems(name, leaf, content)]
+    problems = [problem for name, leaf in leaves.items() for problem in _problems(name, leaf, file)]
     known = {name for name, leaf in leaves.items() if _parts(name, leaf)}
-    problems += [f"{name!r} is in the file, but not in the target" for name in sorted(set(content.paths) - known)]
+    problems += [f"{name!r} is in the file, but not in the target" for name in sorted(set(file.facts.paths) - known)]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
@@ -251,14 +255,14 @@ def _check_fits(path: str | os.PathLike[str], leaves: Mapping[str, Leaf], conten
         )
 
 
-def _problems(name: str, leaf: Leaf, content: Content) -> list[str]:
+def _problems(name: str, leaf: Leaf, file: File) -> list[str]:
     """In what a leaf of the target differs from the file's."""
     values = _parts(name, leaf)
     if not values:
         return []
-    if name not in content.paths:
+    if name not in file.facts.paths:
         return [f"{name!r} is in the target, but not in the file"]
-    saved = content.nodes.get(name)
+    saved = file.facts.nodes.get(name)
     axes = leaf.axes if isinstance(leaf, WeightNorm) else None
     if saved is None and axes is not None:
         return [
@@ -269,28 +273,42 @@ def _problems(name: str, leaf: Leaf, content: Content) -> list[str]:
         return [f"{name!r} is a node in the file and a plain weight in the target (reparameterize the target)"]
     if saved != axes:
         return [f"the node {name!r} reduces over axes {saved} in the file and {axes} in the target"]
-    kinds = {part: (_saved_kind(part, content), _kind(value)) for part, value in values.items()}
-    return [
-        f"{part!r} is {ours} in the file and {theirs} in the target"
-        for part, (ours, theirs) in kinds.items()
-        if not _agree(ours, theirs)
-    ]
+    differences = (_difference(part, value, file) for part, value in values.items())
+    return [difference for difference in differences if difference]
 
 
-def _agree(ours: str, theirs: str) -> bool:
-    """A number and an array without axes are taken for one another: `jit` makes an array of a number."""
-    return ours == theirs or (min(ours, theirs) == "a number" and max(ours, theirs).endswith("[]"))
+def _difference(name: str, value: _Value, file: File) -> str | None:
+    """In what an array or number of the target differs from the file's, or None."""
+    ours, theirs = _saved_kind(name, file), _kind(value)
+    first, second = sorted((ours, theirs))
+    # `jit` makes an array without axes of a number.
+    if ours != theirs and not (first == "a number" and second.endswith("[]") and not second.startswith("key<")):
+        return f"{name!r} is {ours} in the file and {theirs} in the target"
+    number = file.facts.numbers.get(name)
+    if number is not None and is_array(value) and not _holds(value.dtype, number):
+        return f"{name!r} is {number!r} in the file, which {theirs} of the target cannot hold"
+    return None
+
+
+def _holds(dtype: np.dtype, number: _Number) -> bool:
+    """Whether an array of this dtype can hold a number of Python. Rounding is allowed, and losing it is not."""
+    if isinstance(number, float):
+        return jnp.issubdtype(dtype, np.inexact)
+    try:
+        return bool(np.asarray(number, np.int64).astype(dtype) == number)
+    except OverflowError:
+        return False
 
 
 def _kind(value: _Value) -> str:
     return f"{value.dtype}{list(value.shape)}" if is_array(value) else "a number"
 
 
-def _saved_kind(name: str, content: Content) -> str:
-    if name in content.numbers:
+def _saved_kind(name: str, file: File) -> str:
+    if name in file.facts.numbers:
         return "a number"
-    array = content.arrays[name]
-    if name not in content.keys:
+    array = file.shapes[name]
+    if name not in file.facts.keys:
         return _kind(array)
     # The shape of keys is not that of their data, which has one axis more.
-    return _kind(jax.eval_shape(lambda data: jax.random.wrap_key_data(data, impl=content.keys[name]), array))
+    return _kind(jax.eval_shape(lambda data: jax.random.wrap_key_data(data, impl=file.facts.keys[name]), array))

@@ -48,6 +48,10 @@ def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
     return _checked(Experiment, {**header, "arms": arms or {"base": base}}, source, {})
 
 
+_DEEPEST = 30
+_TOO_LARGE = (RecursionError, ValueError)
+"""What Python's reader raises beside its own error: nesting is too deep, or an int has thousands of digits."""
+
 AnyTable = TypeVar("AnyTable", bound=Table)
 
 
@@ -80,9 +84,11 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 def _with_settings(path: Path, settings: Iterable[str]) -> dict[str, Any]:
     """A file's content with the changes made to it."""
     raw = _read(path)
+    _check_size(raw, str(path))
     for setting in settings:
         try:
             _apply(raw, setting)
+            _check_size(raw, f"--set {_short(setting)}")
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
     return raw
@@ -100,6 +106,34 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except _TOO_LARGE as error:
+        raise ConfigError(f"{path}: {_why_too_large(error)}") from None
+
+
+def _check_size(raw: dict[str, Any], where: str) -> None:
+    """Check that tables and lists are nested no deeper than any config's are, and that ints have 64 bits, as in TOML.
+
+    Raises:
+        ConfigError: they are.
+    """
+    level: list[Any] = [raw]
+    for _ in range(_DEEPEST):
+        inner = [list(value.values()) if isinstance(value, dict) else value for value in level]
+        level = [each for values in inner if isinstance(values, list) for each in values]
+        if any(isinstance(each, int) and not -(2**63) <= each < 2**63 for each in level):
+            raise ConfigError(f"{where}: an int has more than 64 bits")
+    if level:
+        raise ConfigError(f"{where}: tables and lists are nested more than {_DEEPEST} deep")
+
+
+def _why_too_large(error: Exception) -> str:
+    """The reason in the words of a config file."""
+    return "it is nested too deep" if isinstance(error, RecursionError) else f"a number cannot be read: {error}"
+
+
+def _short(text: str) -> str:
+    """A text of any length, for a message."""
+    return text if len(text) <= 120 else f"{text[:120]}..."
 
 
 def _apply(raw: dict[str, Any], setting: str) -> None:
@@ -111,13 +145,15 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
         while isinstance(table, dict):
             ((part, table),) = table.items()
             parts.append(part)
-    except (tomllib.TOMLDecodeError, ValueError):
-        raise ConfigError(f"--set {setting}: expected a.b=value, such as optimizer.learning_rate=0.1") from None
+    except (RecursionError, ValueError):  # TOML's own error is one, too
+        raise ConfigError(f"--set {_short(setting)}: expected a.b=value, such as optimizer.learning_rate=0.1") from None
 
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # bare text, which is easier to type in a shell
+    except _TOO_LARGE as error:
+        raise ConfigError(f"--set {_short(setting)}: {_why_too_large(error)}") from None
 
     # Written first and checked later, a misspelt arm would be a new one.
     if parts[0] == "arms" and len(parts) > 1 and isinstance(raw.get("arms", {}), dict):
@@ -127,7 +163,7 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {setting}: {part!r} is a value, not a table")
+            raise ConfigError(f"--set {_short(setting)}: {part!r} is a value, not a table")
     table[parts[-1]] = value
 
 
@@ -246,12 +282,12 @@ def _explain(owner: type[Table], error: Any, keys: list[str], in_arm: bool) -> s
         choices = error["ctx"].get("expected") or error["ctx"]["expected_tags"]
         allowed = re.findall("'([^']*)'", choices)
         given = error["ctx"].get("tag", given)
-        return f"{given!r} is not allowed{nearest(str(given), allowed)}; allowed: {', '.join(allowed)}"
+        return f"{_short(repr(given))} is not allowed{nearest(str(given), allowed)}; allowed: {', '.join(allowed)}"
     if error["type"] in ("model_type", "model_attributes_type"):
-        return f"must be a table; got {given!r}"
+        return f"must be a table; got {_short(repr(given))}"
     if error["type"] == "missing":
         return "missing"
     if error["type"] == "union_tag_not_found":
-        return "name: missing" if isinstance(given, dict) else f"must be a table; got {given!r}"
+        return "name: missing" if isinstance(given, dict) else f"must be a table; got {_short(repr(given))}"
     message = error["msg"].removeprefix("Value error, ")
-    return message if error["type"] == "value_error" else f"{message}; got {given!r}"
+    return message if error["type"] == "value_error" else f"{message}; got {_short(repr(given))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -15,6 +16,7 @@ from experiments.data.source import Content, File, Open, Source, fetch_again
 from experiments.errors import ConfigError
 
 _GZIP = b"\x1f\x8b"
+_MORE = 2**20  # bytes that a file may be too long by, and still be told its size and checksum
 
 
 def cache_folder() -> Path:
@@ -48,12 +50,15 @@ def read(source: Source, folder: Path, file: File) -> Content:
     """The content of `file` in `folder`, plain or gzipped.
 
     Raises:
-        ConfigError: the file is missing, cannot be read, is no whole gzip stream or has another checksum.
+        ConfigError: the file is missing, cannot be read, is no whole gzip stream, unpacks to more than it should or has
+            another checksum.
     """
     path = _path(folder, file)
     if path is None:
         raise ConfigError(f"{folder / file.name}: no such file; {fetch_again(source.name)}")
-    content = Content(source.name, path, _decompressed(path, source.name))
+    # As much as the largest of the set, as of two files that are swapped the name is told, and a little more.
+    most = max(other.size for other in source.files) + _MORE
+    content = Content(source.name, path, _decompressed(path, source.name, most))
     digest = hashlib.md5(content.data, usedforsecurity=False).hexdigest()
     if digest != file.md5:
         hint = _hint(source, file, len(content.data), digest)
@@ -90,23 +95,29 @@ def _not_found(source: Source, places: Iterable[Path]) -> ConfigError:
     )
 
 
-def _decompressed(path: Path, source: str) -> bytes:
-    """The bytes of a file, unpacked where they are gzipped.
+def _decompressed(path: Path, source: str, most: int) -> bytes:
+    """The bytes of a file, unpacked where they are gzipped, and never more than `most` of them in memory.
 
     Whether they are, their first bytes say and not the name: some clients unpack what they download and keep the name.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}; {fetch_again(source)}") from None
-    if not data.startswith(_GZIP):
-        return data
-    try:
-        return gzip.decompress(data)
+        with path.open("rb") as file:
+            gzipped = file.read(len(_GZIP)) == _GZIP
+            file.seek(0)
+            with gzip.GzipFile(fileobj=file) if gzipped else contextlib.nullcontext(file) as content:
+                data = content.read(most + 1)
     except EOFError:
         raise ConfigError(f"{path}: the gzip stream is truncated; {fetch_again(source)}") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except (gzip.BadGzipFile, zlib.error) as error:  # the first is an OSError, too
         raise ConfigError(f"{path}: the gzip stream is damaged: {error}; {fetch_again(source)}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; {fetch_again(source)}") from None
+    if len(data) > most:
+        holds = "unpacks to" if gzipped else "holds"
+        raise ConfigError(
+            f"{path}: {holds} more than {most:,} bytes, which no file of {source} does; {fetch_again(source)}"
+        )
+    return data
 
 
 def _hint(source: Source, file: File, size: int, md5: str) -> str:

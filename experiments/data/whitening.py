@@ -106,10 +106,17 @@ def _key(train_x: np.ndarray, epsilon: float, scale: Scale) -> str:
 
 def _load(path: Path, features: int) -> Whitening | None:
     """The whitening in the file. None where there is none, or it is damaged, which the zip's checksums tell."""
+    most = 8 * features * features + 2**16  # bytes of the larger array, with its header
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            whitening = Whitening(arrays["mean"], arrays["matrix"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        with path.open("rb") as file:
+            with zipfile.ZipFile(file) as archive:  # which unpacks no more of a file than this
+                if any(each.file_size > most for each in archive.infolist()):
+                    return None
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                whitening = Whitening(arrays["mean"], arrays["matrix"])
+    # MemoryError: an array that says it is larger than its file.
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error):
         return None
     fits = whitening.mean.shape == (features,) and whitening.matrix.shape == (features, features)
     return whitening if fits else None

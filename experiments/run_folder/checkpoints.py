@@ -10,6 +10,9 @@ import contextlib
 import itertools
 import logging
 import math
+import secrets
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,9 @@ CHECKPOINTS = "checkpoints"
 """The name of their folder in the run folder."""
 
 _WAIT = 300  # seconds that a process waits for what the others have to write
+_UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a checkpoint that is being written
+_LEFT = ".left-"  # how the name of such a one begins once it is out of the way
+_PAUSES = (0.0, 0.1, 0.4, 1.5)  # seconds before each try to remove it
 
 
 class Checkpoints:
@@ -35,8 +41,11 @@ class Checkpoints:
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path.absolute()
         waiting = ocp.AsyncOptions(timeout_secs=_WAIT)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, async_options=waiting)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=waiting)
         self._arrays = ocp.PyTreeCheckpointHandler()
+        with processes.together():  # before any of them writes here
+            if processes.first():
+                _clear(self.path)
         with self._errors("cannot be opened"):
             self._manager = ocp.CheckpointManager(self.path, options=options)
 
@@ -58,7 +67,7 @@ class Checkpoints:
         """
         arrays = _named(tree)
         contents = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave({"checksums": _checksums(arrays)})
+            state=ocp.args.PyTreeSave(arrays), about=ocp.args.JsonSave({"step": step, "checksums": _checksums(arrays)})
         )
         with self._errors("cannot be written"):
             self._manager.save(step, args=contents)
@@ -110,9 +119,8 @@ class Checkpoints:
         Raises:
             RunError: it could not be written.
         """
-        with self._errors("cannot be written"):
+        with self._errors("cannot be written"), contextlib.closing(self._manager):
             self._manager.wait_until_finished()
-            self._manager.close()
 
     def _read(self, step: int, like: Any) -> tuple[dict[str, jax.Array], dict[str, int]]:
         """The arrays of a checkpoint, and their checksums.
@@ -126,6 +134,9 @@ class Checkpoints:
         about = ocp.JsonCheckpointHandler().restore(folder / "about", args=ocp.args.JsonRestore())
         if "checksums" not in about:
             raise ValueError("it was saved by an older version of this code")
+        # Before it was noted, the folder's name was all that told the step.
+        if (saved_at := about.get("step", step)) != step:
+            raise ValueError(f"its folder was renamed: it was saved at step {saved_at}")
         saved = self._arrays.metadata(folder / "state").tree
         shapes = {name: (tuple(array.shape), array.dtype) for name, array in saved.items()}
         if shapes != {name: (array.shape, array.dtype) for name, array in names.items()}:
@@ -155,6 +166,29 @@ class Checkpoints:
             raise RunError(
                 f"{self.path}: a checkpoint {what}: {error}; make room or change permissions, and go on with --resume"
             ) from error
+
+
+def _clear(path: Path) -> None:
+    """Remove the checkpoints that were never finished.
+
+    Threads and hosts of a run that failed may go on writing for a while, and file systems keep what somebody has open.
+    So each is first moved out of the way of new ones. What cannot be removed then is left to the next run.
+    """
+    for pause in _PAUSES:
+        time.sleep(pause)
+        with contextlib.suppress(OSError):
+            found = [each for each in path.iterdir() if _UNFINISHED in each.name or each.name.startswith(_LEFT)]
+            if not found:
+                return
+            for each in found:
+                _remove(each)
+
+
+def _remove(unfinished: Path) -> None:
+    with contextlib.suppress(OSError):  # another try follows
+        if not unfinished.name.startswith(_LEFT):
+            unfinished = unfinished.rename(unfinished.with_name(f"{_LEFT}{secrets.token_hex(4)}"))
+        shutil.rmtree(unfinished)
 
 
 def _named(tree: Any) -> dict[str, Any]:

@@ -143,6 +143,13 @@ def test_numbers_of_python_are_saved(path):
     np.testing.assert_allclose(loaded["rate"], 0.1, rtol=1e-6)
 
 
+def test_numbers_that_are_not_finite_or_large_are_saved(path):
+    tree = {"w": node(), "nan": float("nan"), "inf": -float("inf"), "large": 10**4000, "one": 1.0}
+    wn.save(path, tree)
+    for loaded in (wn.load(path), wn.load(path, tree)):
+        assert repr([loaded[name] for name in ("nan", "inf", "large", "one")]) == f"[nan, -inf, {10**4000}, 1.0]"
+
+
 def test_a_train_state_that_was_jitted_comes_back_into_a_fresh_one(path):
     model = nn.Dense(3)
     params = model.init(jax.random.key(0), jnp.ones((1, 2)))["params"]

@@ -20,7 +20,7 @@ SIGNATURES = {
     "wn_jax": {
         "in_shard_map": "(params, specs)",
         "infer_axes": "(fn, argnums=0)",
-        "init_from_data": "(fn, init_scale=1.0, argnums=0)",
+        "init_from_data": "(fn, init_scale=1.0, argnums=0, zeros='keep')",
         "kernel_axes": "(params)",
         "labels": "(params)",
         "load": "(path, target=None)",
@@ -41,7 +41,7 @@ SIGNATURES = {
     "wn_jax.nnx": {
         "from_weight_norm": "(model, feature_axes=-1, epsilon=1e-12)",
         "infer_axes": "(fn)",
-        "init_from_data": "(fn, init_scale=1.0)",
+        "init_from_data": "(fn, init_scale=1.0, zeros='keep')",
         "on_nodes": "(tx, model)",
         "split": "(model)",
         "update": "(model, params)",

@@ -131,7 +131,7 @@ def test_data_in_a_closure_counts_where_no_argument_is_an_array():
         return dense(params, x) + (mask @ params["other"]).sum()
 
     found = weight_uses(fn)({**PARAMS, "other": jnp.ones((6, 3))}, X)
-    assert {row.path: row.reason for row in found} == {"bias": "elementwise", "kernel": None, "other": "no data"}
+    assert {row.path: row.reason for row in found} == {"bias": "elementwise", "kernel": None, "other": "closed over"}
 
 
 def test_a_closed_over_module_that_changes_is_read_anew():

@@ -23,6 +23,48 @@ def write(file, text):
     return file
 
 
+LARGE = {
+    "digits": ("9" * 5000, "a number cannot be read: Exceeds the limit (4300 digits)"),
+    "digits in base 16": ("0x" + "f" * 5000, "an int has more than 64 bits"),
+    "digits in a list": ("[1, [1, 9223372036854775808]]", "an int has more than 64 bits"),
+    "brackets": ("[" * 5000 + "]" * 5000, "it is nested too deep"),
+    "less brackets": ("[" * 100 + "]" * 100, "tables and lists are nested more than 30 deep"),
+    "tables": ("{a = " * 5000 + "1" + "}" * 5000, "it is nested too deep"),
+    "dots": ("{a" + ".a" * 500 + " = 1}", "tables and lists are nested more than 30 deep"),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_values_that_are_too_large_to_be_meant(name, tmp_path):
+    """In a file and by `--set`: one error of a few lines, however much was given."""
+    value, message = LARGE[name]
+    (tmp_path / "config.toml").write_text(f"train.steps = {value}")
+    for path, settings in ((tmp_path / "config.toml", []), (DIGITS, [f"train.steps={value}"])):
+        with pytest.raises(ConfigError) as caught:
+            toml_file.load(path, settings)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert message in str(caught.value)
+        assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("a" + ".a" * 500 + "=1", "tables and lists are nested more than 30 deep"),
+        ("train.steps=" + "[" * 5000, "it is nested too deep"),
+        ("train.steps='" + "9" * 5000 + "'", "train.steps: Input should be a valid integer"),
+        ("train.steps=" + "x" * 5000, "train.steps: Input should be a valid integer"),
+        ("model.name=" + "x" * 5000, "is not allowed"),
+        ("[" * 5000 + "=1", "expected a.b=value"),
+    ],
+)
+def test_settings_that_are_too_large_to_be_meant(setting, message):
+    with pytest.raises(ConfigError) as caught:
+        toml_file.load(DIGITS, [setting])
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
 # What is written over the digits config, and what the error says.
 BAD = {
     "unknown key": (

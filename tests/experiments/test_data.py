@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,30 @@ def test_gzipped_files_are_the_plain_ones(name, provide):
     for key in ("x", "y"):
         np.testing.assert_array_equal(again.train[key], plain.train[key])
         np.testing.assert_array_equal(again.held_out[key], plain.held_out[key])
+
+
+@pytest.mark.parametrize("name", ["train-labels-idx1-ubyte", "train-images-idx3-ubyte.gz"])
+def test_a_gzip_bomb_unpacks_no_further_than_the_largest_file(name, provide):
+    """Whatever the file is called: 64 MB of zeros in 64 kB."""
+    folder = provide("mnist", TINY["mnist"])
+    (folder / name.removesuffix(".gz")).unlink()
+    (folder / name).write_bytes(gzip.compress(bytes(2**26), 1))
+    tracemalloc.start()
+    with pytest.raises(ConfigError) as caught:
+        load("mnist", folder)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert f"{folder / name}: unpacks to more than 1,053,296 bytes, which no file of mnist does" in str(caught.value)
+    assert "run `python -m experiments fetch mnist`" in str(caught.value)
+    assert peak < 2**23
+
+
+def test_a_plain_file_that_is_far_too_large(provide):
+    folder = provide("mnist", TINY["mnist"])
+    with (folder / "train-labels-idx1-ubyte").open("ab") as file:
+        file.truncate(2**40)  # without a block on the disk
+    with pytest.raises(ConfigError, match="train-labels-idx1-ubyte: holds more than 1,053,296 bytes, which no file of"):
+        load("mnist", folder)
 
 
 IMAGES, LABELS = TINY["mnist"]["train-images-idx3-ubyte"], TINY["mnist"]["train-labels-idx1-ubyte"]

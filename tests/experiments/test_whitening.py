@@ -1,7 +1,10 @@
 """ZCA whitening against definitions in float64, and its cache: used, refitted when damaged, done without."""
 
+import io
 import os
+import tracemalloc
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +95,27 @@ def test_applying_keeps_shapes_and_rounds_little(block, monkeypatch):
 def test_what_cannot_be_fitted(x, epsilon, message):
     with pytest.raises(ValueError, match=message):
         whitening.zca(x, epsilon)
+
+
+def test_a_cached_fit_that_unpacks_to_too_much_is_made_again(cache):
+    """A zip of zeros; and one whose array says that it is larger than its file."""
+    x = images()
+    first = whitening.zca(x)
+    (path,) = cache.iterdir()
+    bomb = io.BytesIO()
+    np.savez_compressed(bomb, mean=first.mean, matrix=np.zeros(2**24, np.float32))
+    lying = io.BytesIO()
+    with zipfile.ZipFile(lying, "w") as archive:
+        header = str({"descr": "<f4", "fortran_order": False, "shape": (2**58,)}).ljust(117) + "\n"
+        archive.writestr("mean.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    tracemalloc.start()
+    path.write_bytes(bomb.getvalue())
+    assert whitening._load(path, first.mean.size) is None
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+    for content in (bomb.getvalue(), lying.getvalue()):
+        path.write_bytes(content)
+        np.testing.assert_array_equal(whitening.zca(x).matrix, first.matrix)
 
 
 def test_the_cache_is_used(cache, monkeypatch):

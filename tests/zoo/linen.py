@@ -204,7 +204,7 @@ def linen_norms() -> Model:
 def linen_batch_norm() -> Model:
     # It normalizes with the statistics of the batch, and updates the running ones, which are not returned.
     module = _norm_net(True)
-    statistics = elementwise("batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var")
+    statistics = dict.fromkeys(("batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var"), "unused")
     left = {**statistics, **elementwise("params/BatchNorm_0/scale"), **biases("params/BatchNorm_0")}
     return feed_forward(
         module,

@@ -27,7 +27,7 @@ class Model:
         axes: the reduction axes of each weight that every use contracts with data.
         left: why each other array stays alone. "unused": the program does not use it. "elementwise": added to or
             multiplied with other values (biases, gains, running statistics). "indexed": its rows are looked up.
-            "penalty": summed or squared on its own. "no data": contracted with a parameter or a constant.
+            "penalty": summed or squared on its own. "product": contracted with a parameter. "frozen": not trained.
             "disagree": its uses reduce over different axes. "carried": it changes as a loop's carry. "reshaped": a
             reshape splits or mixes its axes. "sliced": a use contracts a part of a reduction axis, or it is
             concatenated along one. "opaque": an operation that is not understood takes it. "dtype": not real

@@ -49,8 +49,9 @@ def plain_low_rank() -> Model:
         fn,
         {"u": normal(5, 2), "v": normal(2, 7, seed=2), "averaged": normal(4, 7, seed=3), "out": normal(7, 3, seed=4)},
         normal(4, 5),
-        {"out": (-2,)},
-        {"u": "no data", "v": "no data", "averaged": "no data"},
+        {"out": (-2,), "averaged": (-2,)},
+        {"u": "product", "v": "product"},
+        initialized=1,
     )
 
 
@@ -123,17 +124,16 @@ def plain_reshaped() -> Model:
     """A reshape that splits the features of `merged`; reshapes that merge axes of one kind in the others."""
 
     def steps(p, x):
-        h = jnp.tanh(jnp.einsum("bi,ihd->bhd", x, p["merged"].reshape(5, 2, 3)))
-        split = h.reshape(-1, 6) @ p["split"].reshape(6, 8)  # stored as (in, heads, dim)
-        return split, jnp.tanh(split) @ p["joined"].reshape(8, 3)  # stored as (heads, dim, out)
+        merged = jnp.einsum("bi,ihd->bhd", x, p["merged"].reshape(5, 2, 3)).reshape(-1, 6)
+        split = jnp.tanh(merged) @ p["split"].reshape(6, 8)  # stored as (in, heads, dim)
+        return merged, split, jnp.tanh(split) @ p["joined"].reshape(8, 3)  # stored as (heads, dim, out)
 
     return Model(
-        lambda p, x: steps(p, x)[1],
+        lambda p, x: steps(p, x)[2],
         {"merged": normal(5, 6), "split": normal(6, 2, 4, seed=2), "joined": normal(2, 4, 3, seed=3)},
         normal(4, 5),
-        {"split": (-3,), "joined": (-3, -2)},
-        {"merged": "reshaped"},
-        preactivations=lambda p, x: dict(zip(("split", "joined"), steps(p, x), strict=True)),
+        {"merged": (-2,), "split": (-3,), "joined": (-3, -2)},
+        preactivations=lambda p, x: dict(zip(("merged", "split", "joined"), steps(p, x), strict=True)),
     )
 
 
@@ -149,9 +149,8 @@ def plain_scaled() -> Model:
         lambda p, x: steps(p, x)[2],
         {"halved": normal(5, 7), "negated": normal(7, 6, seed=2), "masked": normal(6, 3, seed=3)},
         normal(4, 5),
-        {"halved": (-2,), "negated": (-2,)},
-        elementwise("masked"),
-        preactivations=lambda p, x: dict(zip(("halved", "negated"), steps(p, x)[:2], strict=True)),
+        {"halved": (-2,), "negated": (-2,), "masked": (-2,)},
+        preactivations=lambda p, x: dict(zip(("halved", "negated", "masked"), steps(p, x), strict=True)),
     )
 
 

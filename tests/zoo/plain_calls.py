@@ -97,9 +97,9 @@ def plain_while() -> Model:
         fn,
         {"constant": normal(5, 5), "after": normal(5, 3, seed=2)},
         normal(4, 5),
-        {"constant": (-2,), "after": (-2,)},
+        {"after": (-2,)},
+        {"constant": "frozen"},
         output=frozenset({"after"}),
-        initialized=1,
     )
 
 

@@ -15,7 +15,7 @@ from wn_jax._boxes import is_box, rebox, unbox
 QUICKLY = {"xla_backend_optimization_level": 0}  # to compile takes most of the time
 
 REASONS = {"unused", "elementwise", "indexed", "penalty", "no data", "disagree", "carried", "reshaped", "sliced"}
-REASONS |= {"returned", "opaque", "dtype"}
+REASONS |= {"returned", "opaque", "dtype", "product", "frozen"}
 
 
 @functools.cache

@@ -7,7 +7,7 @@ hands to optax there are no nodes, and `wn_jax.labels` would call everything `'o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,9 @@ def infer_axes(fn: Callable[..., Any]) -> Callable[..., dict[str, tuple[int, ...
     return axes
 
 
-def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0) -> Callable[..., Any]:
+def init_from_data(
+    fn: Callable[..., Any], init_scale: float = 1.0, zeros: Literal["keep", "set"] = "keep"
+) -> Callable[..., Any]:
     """`wn_jax.init_from_data` for a function of an NNX model: `init_from_data(fn)(wrapped, *args, **kwargs)`.
 
     Returns:
@@ -66,7 +68,7 @@ def init_from_data(fn: Callable[..., Any], init_scale: float = 1.0) -> Callable[
         if not nodes_of(model):
             raise ValueError("init_from_data found no WeightNorm node in the model; wrap it in a WeightNormed first")
         model = nnx.clone(model, graph=True)
-        update(model, _init_from_data(_merged(fn, graph), init_scale)(params, *args, **kwargs))
+        update(model, _init_from_data(_merged(fn, graph), init_scale, zeros=zeros)(params, *args, **kwargs))
         return model
 
     return initialized
