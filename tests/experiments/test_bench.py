@@ -1,5 +1,6 @@
 """The benchmark's arms: all libraries compute the same networks, normalize them, and take the same steps."""
 
+import functools
 import importlib.util
 
 import equinox as eqx
@@ -34,11 +35,31 @@ def tiny(monkeypatch):
 
 def randomized(tree):
     """The same structure with other numbers in it, in the biases too, of a size that keeps outputs from saturating."""
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    sizes = [(leaf.shape[-1] / leaf.size) ** 0.5 if leaf.ndim > 1 else 0.1 for leaf in leaves]
-    drawn = [s * jax.random.normal(k, leaf.shape) for s, k, leaf in zip(sizes, keys, leaves, strict=True)]
-    return treedef.unflatten(drawn)
+    random = np.random.default_rng(2)
+
+    def draw(leaf):
+        size = (leaf.shape[-1] / leaf.size) ** 0.5 if leaf.ndim > 1 else 0.1
+        return jnp.asarray(size * random.standard_normal(leaf.shape), jnp.float32)
+
+    return jax.tree.map(draw, tree)
+
+
+def shapes(build, *args):
+    """The parameters of a network that is built, as shapes: no number is drawn."""
+    return jax.eval_shape(lambda: build(*args)[1])
+
+
+def in_linen(row):
+    """Linen's network, as a function, and random parameters of it."""
+    kept = []
+
+    def build():
+        apply, params = linen.build(row)
+        kept.append(apply)
+        return params
+
+    params = randomized(jax.eval_shape(build))
+    return kept[0], params
 
 
 def in_nnx(params, state):
@@ -66,8 +87,7 @@ def in_equinox(params, layers):
 def test_the_libraries_compute_the_same_network(name):
     """Recurrent cells are the libraries' own, and keep their gates in different ways."""
     row = Row(name, name, 2)
-    apply, params = linen.build(row)
-    params, x = randomized(params), inputs(row)
+    (apply, params), x = in_linen(row), inputs(row)
     expected = jax.jit(apply)(params, x)
     assert expected.std() > 1e-3
     nnx_apply, state = nnx.build(row)
@@ -78,20 +98,25 @@ def test_the_libraries_compute_the_same_network(name):
 
 
 def wrapped(row):
-    """The weight-normalized networks of all libraries, as functions and parameters."""
-    apply, _, nodes = ours.build(row)
-    found = {"wn_jax": (ours.wn.wrap(apply), nodes), "linen": linen.build(row, wrapped=True)}
-    found["nnx"] = nnx.build(row, wrapped=True)
-    found["paramax"] = equinox.build(row, equinox.wrap_weights, equinox.paramax_unwrap)
+    """How each library builds its weight-normalized network."""
+    found = {"wn_jax": in_nodes, "linen": functools.partial(linen.build, wrapped=True)}
+    found["nnx"] = functools.partial(nnx.build, wrapped=True)
+    found["paramax"] = lambda row: equinox.build(row, equinox.wrap_weights, equinox.paramax_unwrap)
     if row.network not in RECURRENT:
-        found["equinox"] = equinox.build(row, eqx.nn.WeightNorm)
+        found["equinox"] = lambda row: equinox.build(row, eqx.nn.WeightNorm)
     return found
+
+
+def in_nodes(row):
+    apply, _, nodes = ours.build(row)
+    return ours.wn.wrap(apply), nodes
 
 
 @pytest.mark.parametrize("name", ["mlp", "lstm", "gru", pytest.param("conv", marks=pytest.mark.slow)])
 def test_every_wrapped_network_does_not_depend_on_the_lengths_of_its_directions(name):
     row = Row(name, name, 2)
-    for library, (apply, params) in wrapped(row).items():
+    for library, build in wrapped(row).items():
+        apply, params = build(row)
         x = inputs(row, channels_first=library in ("equinox", "paramax"))
         longer = jax.tree.map(lambda leaf: leaf * 2 if sum(size > 1 for size in leaf.shape) > 1 else leaf, params)
         before, after = jax.jit(apply)(params, x), jax.jit(apply)(longer, x)
@@ -113,14 +138,18 @@ def test_in_half_precision_all_but_the_magnitudes_is_half_precise(name):
         assert jnp.isfinite(leaf).all()
 
 
+def size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 @pytest.mark.parametrize("name", [name for name in TINY if name not in RECURRENT])
 def test_every_library_has_as_many_magnitudes_as_there_are_features(name):
     row = Row(name, name, 1)
     features = sum(layer.features for layer in row.build().layers.values())
-    plain = {"wn_jax": linen, "linen": linen, "nnx": nnx, "paramax": equinox, "equinox": equinox}
-    for library, (_, params) in wrapped(row).items():
-        before, after = (sum(leaf.size for leaf in jax.tree.leaves(t)) for t in (plain[library].build(row)[1], params))
-        assert after - before == features, library
+    plain = {library: size(shapes(library.build, row)) for library in (linen, nnx, equinox)}
+    of = {"wn_jax": linen, "linen": linen, "nnx": nnx, "paramax": equinox, "equinox": equinox}
+    for library, build in wrapped(row).items():
+        assert size(shapes(build, row)) - plain[of[library]] == features, library
 
 
 def test_gradients_of_microbatches_are_those_of_the_whole_batch():
@@ -201,8 +230,7 @@ def test_pytorch_computes_the_same_network(name):
     from experiments.bench.libraries import torch
 
     row = Row(name, name, 2)
-    apply, params = linen.build(row)
-    params = randomized(params)
+    apply, params = in_linen(row)
     expected = jax.jit(apply)(params, inputs(row))
     own = in_torch(row.build(), params, torch.build(row))(torch._input(row)).detach().numpy()
     np.testing.assert_allclose(own.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)

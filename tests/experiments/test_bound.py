@@ -88,17 +88,17 @@ def exact_task():
 def test_each_draw_of_the_true_posterior_gives_the_exact_log_likelihood():
     """p(x, z) / p(z | x) is p(x) for every z."""
     task, params, examples = exact_task()
+    estimate = jax.jit(lambda keys: task.log_weight(params, {}, examples, keys))
     for seed in range(3):
-        found = task.log_weight(params, {}, examples, jax.random.split(jax.random.key(seed), len(X)))
+        found = estimate(jax.random.split(jax.random.key(seed), len(X)))
         np.testing.assert_allclose(found, exact_log_likelihood(X), atol=1e-5)
 
 
 def test_the_task_evaluates_the_closed_form():
     """In the mean over many draws, within four of its standard errors; the terms are its parts."""
     task, params, examples = exact_task()
-    figures = jax.vmap(lambda keys: task.evaluate(params, {}, examples, keys))(
-        jax.random.split(jax.random.key(0), (10_000, len(X)))
-    )
+    evaluate = jax.jit(jax.vmap(lambda keys: task.evaluate(params, {}, examples, keys)))
+    figures = evaluate(jax.random.split(jax.random.key(0), (10_000, len(X))))
     expected, kl = closed_form(X, (X - BIAS) @ EXACT_MEAN.T, EXACT_VARIANCE)
     np.testing.assert_allclose(expected + kl, -exact_log_likelihood(X), rtol=1e-12)  # the bound is tight
     error = np.std(figures["reconstruction"], axis=0) / 100
@@ -165,7 +165,10 @@ def test_a_group_of_divergences_is_a_variable_on_top_and_a_map_below():
     network = VAE((4, 4, 1), (2, 3), 1, 0, (3, 2), log_scale=None, dtype=jnp.float32)
     assert network.noise_shapes() == [(3,), (2, 2, 2)]
     noise = [np.zeros((5, *shape), np.float32) for shape in network.noise_shapes()]
-    x = np.random.default_rng(0).normal(size=(5, 4, 4, 1))
-    drawn, _ = jax.jit(network.init_with_output)(jax.random.key(0), x, noise)
+    random = np.random.default_rng(0)
+    x = random.normal(size=(5, 4, 4, 1))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), x, noise)  # whose numbers take seconds to draw
+    params = jax.tree.map(lambda leaf: 0.4 * random.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+    drawn = jax.jit(network.apply)(params, x, noise)
     top, maps = (np.asarray(layer.posterior.kl(layer.prior)) for layer in drawn.layers)
     np.testing.assert_allclose(divergences(drawn), np.concatenate([top, maps.sum(axis=(1, 2))], axis=1), rtol=1e-6)
