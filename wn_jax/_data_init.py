@@ -25,12 +25,12 @@ from wn_jax._data_plan import Target, plan
 from wn_jax._node import WeightNorm
 from wn_jax._norms import norm_dtype
 from wn_jax._program import jaxpr
-from wn_jax._program.factored import Factored, Operand, weight
+from wn_jax._program.factored import Factored, Operand, can_hold_directions, weight
 from wn_jax._program.jaxpr import Equation, Input, Site
 from wn_jax._program.moves import is_scaling
 from wn_jax._program.notes import Bias
 from wn_jax._program.reading import ParameterLeaf, Reading, check_callable, check_position, read
-from wn_jax._program.run import Runner, scale_of_output, with_v
+from wn_jax._program.run import Runner, scale_of_operand, scale_of_output, with_v
 from wn_jax._program.views import Contraction, View
 from wn_jax._tree import flatten, is_traced, with_plain_children
 from wn_jax._types import Params, PyTree
@@ -165,8 +165,9 @@ class _Initializer(Runner):
         target = self.targets.get(site)
         if target is None:
             return super().contract(eqn, values, factored, contraction, site)
-        unit = jaxpr.bind(eqn, with_v(values, factored, contraction))[0]
-        y = unit.astype(norm_dtype(unit.dtype))
+        out = jaxpr.outputs(eqn)[0]
+        is_narrow = not can_hold_directions(factored.v.dtype, factored.dtype, out.dtype)
+        y = _of_directions(eqn, values, factored, contraction, is_narrow)
         mean = jnp.mean(y, target.samples, keepdims=True)
         std = jnp.sqrt(jnp.mean(jnp.square(y - mean), target.samples, keepdims=True))
 
@@ -180,12 +181,19 @@ class _Initializer(Runner):
         before = before + jnp.zeros_like(std)
         std, keep = std + jnp.zeros_like(before), keep | jnp.zeros_like(before, bool)
         gain = jnp.where(keep, before, self.init_scale / jnp.where(keep, 1, std))
+        y, mean = y * gain, mean * gain
+        if is_narrow:
+            # Rounded to few digits, the weight has another mean on the batch than unrounded, which the bias must know.
+            y = _of_weight(eqn, values, factored, contraction, gain)
+            mean = jnp.mean(y.astype(mean.dtype), target.samples, keepdims=True) + jnp.zeros_like(before)
+            finite = (finite | jnp.zeros_like(before, bool)) & jnp.isfinite(mean)  # NaN where it leaves the range
+            gain, mean = jnp.where(finite, gain, before), jnp.where(finite, mean, jnp.nan)
 
         self.found[site] = Result(target.g(gain), None, jnp.sum(constant), jnp.all(finite))
         if target.bias:
             leaf, bias = target.bias
-            self.shifts[bias.site] = (site, leaf, bias, jnp.where(keep, jnp.nan, -mean * gain))
-        return (y * gain).astype(unit.dtype)
+            self.shifts[bias.site] = (site, leaf, bias, jnp.where(keep, jnp.nan, -mean))
+        return y.astype(out.dtype)
 
     def scaled(self, eqn: Equation, values: list[Operand]) -> Factored | None:
         """The directions take a scalar, as it changes what their `g` has to be."""
@@ -215,6 +223,32 @@ class _Initializer(Runner):
         return super().entered(eqn, values, site) if body is None else self.run(body, values, site)
 
 
+def _of_directions(
+    eqn: Equation, values: list[Operand], factored: Factored, contraction: Contraction, is_narrow: bool
+) -> jax.Array:
+    """The output of unit directions, in float32 at least. A narrow dtype in the program rounds the data, not these."""
+    if not is_narrow:
+        y = jaxpr.bind(eqn, with_v(values, factored, contraction))[0]
+        return y.astype(norm_dtype(y.dtype))
+    wide = norm_dtype(factored.v.dtype)
+    directions = dataclasses.replace(factored, dtype=factored.v.dtype)
+    operands = [jnp.asarray(value) for value in with_v(values, directions, contraction)]
+    operands = [value.astype(wide) if jnp.issubdtype(value.dtype, jnp.floating) else value for value in operands]
+    # The precision may be one of narrow numbers.
+    params = {**eqn.params, "preferred_element_type": wide, "precision": None}
+    return jaxpr.bind(eqn.replace(params=params), operands)[0]
+
+
+def _of_weight(
+    eqn: Equation, values: list[Operand], factored: Factored, contraction: Contraction, gain: jax.Array
+) -> jax.Array:
+    """The output of the weight that unit directions and this gain make, rounded as the program rounds it."""
+    scale = _as_explicitly_sharded(scale_of_operand(gain, contraction, factored.v.ndim), factored.scale)
+    new = dataclasses.replace(factored, scale=scale)
+    operands = [new if i == contraction.operand else value for i, value in enumerate(values)]
+    return jaxpr.bind(eqn, [weight(value) for value in operands])[0]
+
+
 def _report(targets: dict[Site, Target], results: dict[Site, Result]) -> None:
     """Raises for the first layer that is not finite, and warns of what kept its `g`. While tracing, it only warns."""
     paths = [targets[site].leaf.path for site in targets if site in results]
@@ -230,7 +264,8 @@ def _report(targets: dict[Site, Target], results: dict[Site, Result]) -> None:
         if not finite.all():
             raise ValueError(
                 f"init_from_data: the pre-activations of {path!r} are NaN or infinite, and no layer's before. Look for "
-                "NaN in the batch and in the parameters up to there."
+                "NaN in the batch and in the parameters up to there, and for numbers that leave the range of the dtype "
+                "that this layer computes in (for small data, the weight has to be large)."
             )
     _warn(_problems(paths, found))
 

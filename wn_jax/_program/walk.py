@@ -104,9 +104,9 @@ class _Walk:
         self, eqn: Equation, values: list[Value], contraction: Contraction, site: Site, around: Around
     ) -> None:
         """Notes a contraction of parameters with data."""
-        out = jaxpr.outputs(eqn)[0]
+        out, dtype = jaxpr.outputs(eqn)[0], jaxpr.dtypes(eqn)[contraction.operand]
         for view in values[contraction.operand].views:
-            self.note(view, Use(site, str(eqn.primitive), view, contraction, out.shape, out.dtype, around))
+            self.note(view, Use(site, str(eqn.primitive), view, contraction, out.shape, out.dtype, dtype, around))
 
     def moved(self, eqn: Equation, values: list[Value], data: bool) -> tuple[View, ...]:
         """The views of an equation's result. A view that ends here is noted as a problem."""
