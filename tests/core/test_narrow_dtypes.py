@@ -1,10 +1,12 @@
 """Dtypes of a narrower range than the scale's: what `wrap` and `init_from_data` compute in them."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 
@@ -132,3 +134,29 @@ def test_data_init_of_small_data_in_a_dtype_that_cannot_hold_the_weight_raises()
     nodes, x = case((64, 8))
     with pytest.raises(ValueError, match="range of the dtype"):
         wn.init_from_data(dense("float8_e3m4", jnp.float32))(nodes, x / 100)
+
+
+@pytest.mark.parametrize("weight", [jnp.zeros((3, 2)), jnp.ones((1, 2)), jnp.ones((3, 2)).at[:, 1].set(0)])
+def test_vectors_whose_gradient_is_0_in_float16_warn_and_train_as_the_warning_says(weight):
+    weight = weight.astype(jnp.float16)
+    x = jax.random.normal(jax.random.key(0), (8, weight.shape[0]), jnp.float16)
+    with pytest.warns(UserWarning, match=r"'head': .*float16.*eps=1e-4"):
+        nodes = wn.reparameterize({"head": weight, "other": jnp.ones((3, 2), jnp.float16)}, {"head": -2, "other": -2})
+    loss = lambda nodes: jnp.mean((wn.wrap(lambda p: x @ p["head"])(nodes) - 1) ** 2)  # noqa: E731
+
+    def after(tx):
+        updates, _ = tx.update(jax.grad(loss)(nodes), tx.init(nodes), nodes)
+        return optax.apply_updates(nodes, updates)
+
+    assert np.isnan(after(optax.adam(0.01))["head"].v).any()  # what the warning is about
+    assert np.isfinite(loss(after(optax.adam(0.01, eps=1e-4))))
+    assert loss(after(optax.adam(0.01, eps=1e-4))) < loss(nodes)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_zeros_in_other_dtypes_and_in_jit_do_not_warn(dtype):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wn.reparameterize({"w": jnp.zeros((3, 2), dtype)}, {"w": -2})
+        wn.reparameterize({"w": jnp.ones((3, 2), "float16")}, {"w": -2})
+        jax.jit(lambda w: wn.reparameterize({"w": w}, {"w": -2}))(jnp.zeros((3, 2), "float16"))
