@@ -28,11 +28,11 @@ from wn_jax._node import WeightNorm
 from wn_jax._norms import norm_dtype
 from wn_jax._program import jaxpr
 from wn_jax._program.contractions import Contraction
-from wn_jax._program.factored import Factored, Operand, weight
+from wn_jax._program.factored import Factored, Operand, can_hold_directions, weight
 from wn_jax._program.jaxpr import Equation, Input, Site
 from wn_jax._program.products import is_scaling
 from wn_jax._program.reading import Reading, check_callable, check_position, read
-from wn_jax._program.run import Runner, scale_of_output, with_v
+from wn_jax._program.run import Runner, scale_of_output
 from wn_jax._tree import flatten, is_traced, with_plain_children
 from wn_jax._types import Params, PyTree
 
@@ -187,10 +187,11 @@ class _Initializer(Runner):
         ]
         if not targets:
             return super().contract(eqn, values, factored, contraction, site)
-        unit = jaxpr.bind(eqn, with_v(values, factored, contraction))[0]
-        y = unit.astype(norm_dtype(unit.dtype))
+        out = jaxpr.outputs(eqn)[0]
+        is_narrow = not can_hold_directions(factored.v.dtype, factored.dtype, out.dtype)
+        y = _of_directions(eqn, values, factored, contraction, is_narrow)
         if contraction.group is not None:
-            return self.grouped(eqn, values, factored, targets[0], site, y).astype(unit.dtype)
+            return self.grouped(eqn, values, factored, targets[0], site, y).astype(out.dtype)
         gain = scale_of_output(factored, contraction, y.ndim)
         shift = jnp.full_like(gain, jnp.nan)
         for number, target in targets:
@@ -199,7 +200,21 @@ class _Initializer(Runner):
             self.found[*site, number] = result
             gain, shift = target.in_output(own_gain, gain), target.in_output(own_shift, shift)
         self.shifts[site] = shift
-        return (y * gain).astype(unit.dtype)
+        if not is_narrow:
+            return (y * gain).astype(out.dtype)
+        y = _of_weight(eqn, values, factored, contraction, gain)
+        self.shift_as_rounded(targets, site, y.astype(gain.dtype))
+        return y.astype(out.dtype)
+
+    def shift_as_rounded(self, targets: Sequence[tuple[int, Target]], site: Site, y: jax.Array) -> None:
+        """Shifts an output by the mean that it has: of few digits, a weight has another one than unrounded."""
+        for number, target in targets:
+            mean = of_batch(target.on_grid(y), target.samples).mean
+            before = target.features_on_grid(self.shifts[site])
+            mean, before = mean + jnp.zeros_like(before), before + jnp.zeros_like(mean)
+            self.shifts[site] = target.in_output(jnp.where(jnp.isnan(before), before, -mean), self.shifts[site])
+            result = self.found[*site, number]  # NaN where it leaves the range
+            self.found[*site, number] = dataclasses.replace(result, finite=result.finite & jnp.isfinite(mean).all())
 
     def grouped(
         self,
@@ -259,6 +274,32 @@ class _Initializer(Runner):
         return super().entered(eqn, values, site) if body is None else self.run(body, values, site)
 
 
+def _of_directions(
+    eqn: Equation, values: list[Operand], factored: Factored, contraction: Contraction, is_narrow: bool
+) -> jax.Array:
+    """The output of unit directions, in float32 at least. A narrow dtype in the program rounds the data, not these."""
+    if not is_narrow:
+        y = jaxpr.bind(eqn, with_v(values, factored, contraction))[0]
+        return y.astype(norm_dtype(y.dtype))
+    wide = norm_dtype(factored.v.dtype)
+    directions = dataclasses.replace(factored, dtype=factored.v.dtype)
+    operands = [jnp.asarray(value) for value in with_v(values, directions, contraction)]
+    operands = [value.astype(wide) if jnp.issubdtype(value.dtype, jnp.floating) else value for value in operands]
+    # The precision may be one of narrow numbers.
+    params = {**eqn.params, "preferred_element_type": wide, "precision": None}
+    return jaxpr.bind(eqn.replace(params=params), operands)[0]
+
+
+def _of_weight(
+    eqn: Equation, values: list[Operand], factored: Factored, contraction: Contraction, gain: jax.Array
+) -> jax.Array:
+    """The output of the weight that unit directions and this gain make, rounded as the program rounds it."""
+    scale = _as_explicitly_sharded(scale_of_operand(gain, contraction, factored.v.ndim), factored.scale)
+    new = dataclasses.replace(factored, scale=scale)
+    operands = [new if i == contraction.operand else value for i, value in enumerate(values)]
+    return jaxpr.bind(eqn, [weight(value) for value in operands])[0]
+
+
 def _report(planned: Plan, found: dict[Site, PyTree]) -> None:
     """Raises for the first layer that is not finite, and warns of what kept its `g`. While tracing, it only warns."""
     keys = {
@@ -276,7 +317,8 @@ def _report(planned: Plan, found: dict[Site, PyTree]) -> None:
         if not result.finite.all():
             raise ValueError(
                 f"init_from_data: the pre-activations of {path!r} are NaN or infinite, and no layer's before. Look for "
-                "NaN in the batch and in the parameters up to there."
+                "NaN in the batch and in the parameters up to there, and for numbers that leave the range of the dtype "
+                "that this layer computes in (for small data, the weight has to be large)."
             )
     _warn(_problems(paths, results))
 

@@ -77,6 +77,8 @@ class WeightNorm:
     Numerics: the norm and `g / ||v||` are computed in float32 at least, without an epsilon, and the product is
     rounded once. `weight()` is exact to that rounding wherever `||v||^2` and the squares that make it up are normal
     numbers of that dtype, which for float32 is from `||v||` around 1e-16 to 1e19; below, XLA flushes squares to zero.
+    The scale `g / ||v||`, too, must be a normal number of that dtype: with `||v||` 1e-10 and `g` 1e30 it is infinite,
+    with 1e18 and 1e-25 it is 0, and so is the weight, which would not be. `from_weight` never makes such a pair.
     Where `||v||^2` itself under- or overflows (`v` of zeros, too) the weight and its derivatives are 0: finite, but
     dead. `from_weight` never makes such a `v` of finite weights. NaN and infinity in `v` or `g` stay visible as NaN.
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import TypeVar
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from wn_jax._boxes import unbox
@@ -37,6 +39,12 @@ def reparameterize(params: Params, axes: AxesRule) -> Params:
         A new tree. It goes through `jax.tree`, optax, Orbax and `flax.serialization` as any other; models need
         `wrap(model.apply)` or `reconstruct` to see weights in it.
 
+    Warns:
+        UserWarning: float16 weights with vectors of zeros (a LoRA's B, a head that starts at zero), or of a single
+            number. The gradient of such a `v` is exactly 0, and the default `eps` of Adam and its like, 1e-8, is 0 in
+            float16: the first step divides 0 by 0. Give `eps=1e-4`, or keep parameters in float32 and compute in
+            float16. In `jit`, where numbers are not known, there is no warning.
+
     Raises:
         ValueError: nothing matches; a path is unknown or names two leaves; an axis is out of range; a leaf is an
             integer or complex array, not an array, or already a node.
@@ -60,9 +68,11 @@ def reparameterize(params: Params, axes: AxesRule) -> Params:
         raise ValueError(
             f"two leaves of params have the path {duplicates[0]!r}; rename one of the keys that contain '/'"
         )
-    return treedef.unflatten(
-        _node_of(path, leaf, chosen[path]) if path in chosen else leaf for path, leaf in zip(paths, leaves, strict=True)
-    )
+    nodes = {
+        path: _node_of(path, leaf, chosen[path]) for path, leaf in zip(paths, leaves, strict=True) if path in chosen
+    }
+    _warn_of_adam([path for path, node in nodes.items() if _gives_adam_nan(node)])
+    return treedef.unflatten(nodes.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True))
 
 
 def reconstruct(tree: Tree) -> Tree:
@@ -121,6 +131,27 @@ def labels(params: PyTree) -> PyTree:
         return "other"
 
     return jax.tree.map(label, params, is_leaf=lambda x: isinstance(x, WeightNorm))
+
+
+def _gives_adam_nan(node: WeightNorm) -> bool:
+    """Whether 1e-8, which Adam adds to a root, is 0 in the dtype of `v`, and some gradients of `v` are exactly 0."""
+    g, v = unbox(node.g), unbox(node.v)
+    if isinstance(v, jax.core.Tracer) or jnp.asarray(1e-8, v.dtype) != 0:
+        return False
+    # A vector of one number has no direction to change but its sign.
+    return g.size == v.size or bool(jnp.any(g == 0))
+
+
+def _warn_of_adam(paths: list[str]) -> None:
+    if paths:
+        warnings.warn(
+            f"{listed(paths)}: vectors of zeros (or of one number) in a dtype in which 1e-8 is 0, such as float16. The "
+            "gradient of their v is exactly 0, and Adam and its like, with the default eps=1e-8, divide 0 by 0 in "
+            "the first step. Give eps=1e-4 (optax.adam(rate, eps=1e-4)), or keep the parameters in float32 and compute "
+            "in float16. SGD and Lion are not concerned.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _choose(axes: AxesRule, paths: list[str], leaves: list[Leaf]) -> dict[str, Axes]:

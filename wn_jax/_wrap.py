@@ -45,7 +45,8 @@ def wrap(
 
             Both but `"weight"` trace `fn` to a jaxpr in each call, as `jit` does: outside `jit`, a function that
             branches on values needs `scale="weight"`. What is not understood (a custom derivative rule, a
-            `while_loop`, any operation but those that move numbers) gets the weight. In all cases the norm is
+            `while_loop`, any operation but those that move numbers) gets the weight, and so does a matmul in a dtype
+            that lacks the scale's range (float16, float8), where `v` could overflow or vanish. In all cases the norm is
             computed once, outside of loops, and the results are equal to rounding.
 
             Under `jit`, `"auto"` rebuilds each layer of a stack that a `scan` slices in its own trip: there is no copy

@@ -14,7 +14,9 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
+
+from wn_jax._norms import norm_dtype
 
 
 @functools.partial(
@@ -63,6 +65,23 @@ class Factored:
     def varies(self) -> list[bool]:
         """Of each dimension: whether the scale varies along it."""
         return [size > 1 for size in self.scale.shape]
+
+
+def can_hold_directions(stored: DTypeLike, *dtypes: DTypeLike) -> bool:
+    """Whether a contraction may get `v`, stored in the first of these dtypes, in place of the weight.
+
+    The others are those that the operand and the output have. A direction is of any length, and the scale is what
+    brings it to the weight's: before that, its numbers need the scale's range in each of these dtypes. In float16 or
+    float8 they would overflow or vanish, in float32 those of float64.
+    """
+    scale = norm_dtype(stored)
+    return all(jnp.issubdtype(dtype, jnp.floating) and _has_range(dtype, scale) for dtype in (stored, *dtypes))
+
+
+def _has_range(dtype: DTypeLike, other: DTypeLike) -> bool:
+    """Whether a dtype has the range of another, on both sides of 0 (one of the 8-bit dtypes has no sign)."""
+    limits, needed = jnp.finfo(dtype), jnp.finfo(other)
+    return limits.minexp <= needed.minexp and limits.maxexp >= needed.maxexp and float(limits.min) < 0
 
 
 Operand: TypeAlias = ArrayLike | Factored

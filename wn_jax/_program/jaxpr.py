@@ -163,6 +163,11 @@ def shapes(eqn: Equation) -> list[Shape]:
     return [aval.shape for aval in _avals(eqn.invars)]
 
 
+def dtypes(eqn: Equation) -> list[np.dtype]:
+    """The dtypes of an equation's operands."""
+    return [aval.dtype for aval in _avals(eqn.invars)]
+
+
 def outputs(eqn: Equation) -> list[jax.core.ShapedArray]:
     """The abstract values of an equation's results."""
     return _avals(eqn.outvars)

@@ -120,6 +120,8 @@ class Use:
     """The output's shape."""
     dtype: np.dtype
     """The output's dtype."""
+    operand_dtype: np.dtype
+    """The dtype in which the contraction takes the parameter."""
     around: Around
     """The loops and branches around it."""
     met: Met = Met.DATA

@@ -18,6 +18,7 @@ from flax import nnx
 
 from wn_jax._boxes import is_box
 from wn_jax._node import Node, is_node
+from wn_jax._program.factored import can_hold_directions
 from wn_jax._program.jaxpr import Program, Site, is_input, trace
 from wn_jax._program.notes import Bias, Notes, Problem, Reason, Use
 from wn_jax._program.walk import walk
@@ -105,11 +106,9 @@ class ParameterLeaf:
         """Whether the outputs of the contractions of `v`, times the scale, are those of the weight, in every use."""
         if self.misuse or self.returned:
             return False
-        # A direction with large entries would overflow in float16.
-        if any(dtype == jnp.float16 for dtype in (self.aval.dtype, *(use.dtype for use in self.uses))):
-            return False
         return all(
             use.summed <= (use.reduction if self.reduced is None else self.reduced)
+            and can_hold_directions(self.aval.dtype, use.operand_dtype, use.dtype)
             and not use.around.custom_rule  # the rule is the weight's: it must not be differentiated by v
             and use.around.trips != math.inf  # how often a while_loop runs, and so what it costs, is not known
             for use in self.uses

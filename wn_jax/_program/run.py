@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from wn_jax._program import jaxpr
 from wn_jax._program.contractions import Contraction, contractions
-from wn_jax._program.factored import Factored, Operand, weight
+from wn_jax._program.factored import Factored, Operand, can_hold_directions, weight
 from wn_jax._program.jaxpr import Body, Equation, Scan, Site
 from wn_jax._program.moves import moved
 from wn_jax._program.products import masked, scaled
@@ -76,8 +76,8 @@ class Runner:
             return None
         if eqn.params.get("out_sharding") is not None:
             return None  # a sharding that was asked for may split what the scale of the output cannot follow
-        if jnp.float16 in (factored.dtype, out.dtype):
-            return None  # there the output of a direction with large entries would overflow
+        if not can_hold_directions(factored.v.dtype, factored.dtype, out.dtype):
+            return None
         output = jaxpr.bind(eqn, with_v(values, factored, contraction))[0]
         scale = scale_of_output(factored, contraction, output.ndim)
         wide = output.astype(jnp.promote_types(scale.dtype, output.dtype))  # so that the product is rounded once
@@ -163,6 +163,17 @@ def scale_of_output(factored: Factored, contraction: Contraction, ndim: int) -> 
     own = {dim for dim, _ in kept}
     order = [*(dim for dim in range(factored.scale.ndim) if dim not in own), *(dim for dim, _ in kept)]
     return factored.scale.transpose(order).reshape(shape)
+
+
+def scale_of_operand(scale: jax.Array, contraction: Contraction, ndim: int) -> jax.Array:
+    """The reverse: a scale that is laid out as the output, laid out as the operand of rank `ndim`."""
+    kept = sorted(contraction.kept)
+    shape = [1] * ndim
+    for dim, target in kept:
+        shape[dim] = scale.shape[target]
+    own = [target for _, target in kept]
+    order = [*own, *(dim for dim in range(scale.ndim) if dim not in own)]
+    return scale.transpose(order).reshape(shape)
 
 
 @jax.custom_jvp

@@ -117,7 +117,8 @@ class _Walk:
         for side in sides:
             met = self.met(values, sides, side)
             for view in values[side.operand].views:
-                use = Use(site, how, view, side, out.shape, out.dtype, around, met)
+                dtype = jaxpr.dtypes(eqn)[side.operand]
+                use = Use(site, how, view, side, out.shape, out.dtype, dtype, around, met)
                 self.note(view, use)
                 pending |= {(view.source, use)}
         for operand in {0, 1} - {side.operand for side in sides}:
