@@ -19,7 +19,7 @@ import jax.core
 import jax.numpy as jnp
 
 from wn_jax._boxes import rebox, rebox_reduced, unbox
-from wn_jax._norms import norm, norm_dtype, scale
+from wn_jax._norms import norm, norm_dtype, scale, split_scale
 from wn_jax._types import Axes, Leaf, PyTree, Shape
 
 
@@ -139,8 +139,8 @@ class WeightNorm:
             TypeError: the node holds something else than arrays (labels, specs, another node).
         """
         g, v = self._arrays()
-        factor = scale(g, v.astype(norm_dtype(v.dtype)), self.axes, self.axis_names)
-        return rebox(self.v, _product(g, v, factor))
+        ratio, power = split_scale(g, v.astype(norm_dtype(v.dtype)), self.axes, self.axis_names)
+        return rebox(self.v, _product(g, v, ratio, power))
 
     def factors(self) -> tuple[Leaf, jax.Array]:
         """`(v, g / ||v||)`: `v` as stored, and one number a feature, in float32 at least. Raises as `weight` does."""
@@ -184,12 +184,28 @@ def canonical_axes(axes: Axes, shape: Shape) -> tuple[int, ...]:
 
 
 @jax.jit
-def _product(g: jax.Array, v: jax.Array, scale: jax.Array) -> jax.Array:
-    """`v * scale`, rounded once."""
+def _product(g: jax.Array, v: jax.Array, ratio: jax.Array, power: jax.Array) -> jax.Array:
+    """`v * power * ratio`, rounded once, as powers of two are exact."""
     # A vector of zeros has a signed direction times 0, which is +-0. Adding its g, a +0, makes all of them +0 again;
     # adding -0 changes no number.
-    zero = jnp.where(g == 0, jax.lax.stop_gradient(g), -0.0)
-    return (v.astype(scale.dtype) * scale + zero).astype(v.dtype)
+    zero = jax.lax.optimization_barrier(jnp.where(g == 0, jax.lax.stop_gradient(g), -0.0))
+    return (_times(v.astype(ratio.dtype), power, ratio) + zero).astype(v.dtype)
+
+
+@jax.custom_jvp
+def _times(v: jax.Array, power: jax.Array, ratio: jax.Array) -> jax.Array:
+    """`v * power * ratio`, for which XLA keeps no array of the size of `v` until the gradient."""
+    return (v * power) * ratio
+
+
+@_times.defjvp
+def _times_jvp(
+    primals: tuple[jax.Array, jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (v, power, ratio), (dv, _, dratio) = primals, tangents
+    # Another variable of the same value: of one, XLA would make an array of the size of v for all of its uses.
+    other = jax.lax.optimization_barrier(power)
+    return _times(v, power, ratio), (dv * power) * ratio + (v * dratio) * other
 
 
 def _magnitude_and_direction(weight: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

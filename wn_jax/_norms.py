@@ -6,7 +6,7 @@ In float32 at least, without an epsilon, and finite wherever the result is.
 from __future__ import annotations
 
 import functools
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,15 @@ def norm_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 def scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
     """`g / ||v||`, and 0 where `||v||^2` under- or overflows."""
+    ratio, power = split_scale(g, v, axes, names)
+    return ratio * power
+
+
+def split_scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> tuple[jax.Array, jax.Array]:
+    """`g / ||v||` as a product of two, the second a power of two: 1, unless the product leaves the range of the dtype.
+
+    `(v * power) * ratio` stays in the range wherever `g * v / ||v||` is.
+    """
     _check_manual_region(names)
     return _jitted_scale(g, v, axes, names or ())
 
@@ -65,23 +74,53 @@ def _sum(x: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def _jitted_scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> jax.Array:
+def _jitted_scale(
+    g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]
+) -> tuple[jax.Array, jax.Array]:
     """JAX traces and differentiates a `jit` once for all weights of one shape."""
-    return _scale_inverse_length(g, v, axes, names)[0]
+    scale = _scale_inverse_length(g, v, axes, names)
+    return scale.ratio, scale.power
 
 
-Three: TypeAlias = tuple[jax.Array, jax.Array, jax.Array]
+class _Scale(NamedTuple):
+    """The numbers of a feature. Together, as the derivative needs all of them, and over shards each norm is a message.
+
+    `length` is `||v||`, and infinite where its square under- or overflows.
+    """
+
+    ratio: jax.Array
+    """`g / (power * length)`"""
+    inverse: jax.Array
+    """`1 / length`"""
+    length: jax.Array
+    power: jax.Array
+    """A power of two, without a derivative."""
+    of_g: jax.Array
+    """`1 / (power * length)`, the derivative of `ratio` in `g`."""
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _scale_inverse_length(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> Three:
-    """`g / ||v||`, `1 / ||v||` and `||v||`, which is infinite where its square under- or overflows.
-
-    Together, as the derivative needs all of them, and over shards each norm is a message.
-    """
+def _scale_inverse_length(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> _Scale:
     length, vanishes = _norm(v, axes, names)
     length = jnp.where(vanishes, jnp.inf, length)
-    return g / length, 1 / length, length
+    power = _power(g, length)
+    scaled = length * power
+    return _Scale(g / scaled, 1 / length, length, power, 1 / scaled)
+
+
+def _power(g: jax.Array, length: jax.Array) -> jax.Array:
+    """The power of two that `v` is to be multiplied by, for `g / (power * length)` to be a normal number.
+
+    Half of the dtype's range is enough of a step, as a length whose square is a normal number has half of it. No
+    entry of `v` leaves the range by it whose product with the scale does not.
+    """
+    limits = jnp.finfo(length.dtype)
+    ratio = jnp.abs(g / length)
+    step = 2.0 ** (limits.maxexp // 2)
+    # XLA does not fuse a division into a loop that would repeat it, here for each number of v; see the derivative.
+    inverse = jnp.where(ratio > 2.0 ** (limits.maxexp - 2), 1 / step, 1)
+    inverse = jnp.where((ratio < 2.0**limits.minexp) & (g != 0) & (length < jnp.inf), step, inverse)
+    return 1 / inverse.astype(length.dtype)
 
 
 @_scale_inverse_length.defjvp
@@ -90,7 +129,7 @@ def _scale_inverse_length_jvp(
     names: tuple[str, ...],
     primals: tuple[jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array],
-) -> tuple[Three, Three]:
+) -> tuple[_Scale, _Scale]:
     """d(g / ||v||) = (dg - (g / ||v||) d.dv) / ||v||, with d = v / ||v||; the same for g = 1; and d||v|| = d.dv.
 
     Written out because the derivative by way of ||v||^2 has factors of ||v||^-3, which overflow in a Hessian-vector
@@ -100,10 +139,10 @@ def _scale_inverse_length_jvp(
     fuse a division into a loop that would repeat it, but would all else (docs/performance.md has the figures).
     """
     (g, v), (dg, dv) = primals, tangents
-    ratio, inverse, length = _scale_inverse_length(g, v, axes, names)
+    ratio, inverse, length, power, of_g = scale = _scale_inverse_length(g, v, axes, names)
     along = _sum((v * inverse) * dv, axes, names)
     radial = along / length
     # A select, not a product with 0: where v is huge and 1/||v|| is 0, the cotangents may be infinite.
-    changes = inverse * dg - ratio * radial, -inverse * radial, along
-    first, second, third = (jnp.where(inverse == 0, 0, change) for change in changes)
-    return (ratio, inverse, length), (first, second, third)
+    changes = of_g * dg - ratio * radial, -inverse * radial, along, -of_g * radial
+    first, second, third, fourth = (jnp.where(inverse == 0, 0, change) for change in changes)
+    return scale, _Scale(first, second, third, jnp.zeros_like(power), fourth)
