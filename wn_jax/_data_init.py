@@ -32,7 +32,7 @@ from wn_jax._program.factored import Factored, Operand, can_hold_directions, wei
 from wn_jax._program.jaxpr import Equation, Input, Site
 from wn_jax._program.products import is_scaling
 from wn_jax._program.reading import Reading, check_callable, check_position, read
-from wn_jax._program.run import Runner, scale_of_output
+from wn_jax._program.run import Runner, scale_of_operand, scale_of_output, with_v
 from wn_jax._tree import flatten, is_traced, with_plain_children
 from wn_jax._types import Params, PyTree
 

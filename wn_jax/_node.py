@@ -79,6 +79,8 @@ class WeightNorm:
     numbers of that dtype, which for float32 is from `||v||` around 1e-16 to 1e19; below, XLA flushes squares to zero.
     The scale `g / ||v||`, too, must be a normal number of that dtype: with `||v||` 1e-10 and `g` 1e30 it is infinite,
     with 1e18 and 1e-25 it is 0, and so is the weight, which would not be. `from_weight` never makes such a pair.
+    `weight()` is right also where the weight is in that range and `g / ||v||` is not (a length of 1e-10 with a `g` of
+    1e30); `factors()`, and with it `wrap` where it scales outputs, cannot say such a scale, and gives infinity or 0.
     Where `||v||^2` itself under- or overflows (`v` of zeros, too) the weight and its derivatives are 0: finite, but
     dead. `from_weight` never makes such a `v` of finite weights. NaN and infinity in `v` or `g` stay visible as NaN.
 
