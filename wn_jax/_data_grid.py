@@ -187,7 +187,7 @@ def refined(bias: Bias) -> tuple[View, View] | None:
     of_a_number = [Dim.broadcast(1)] * len(bias.output.dims)
     for of_output, of_bias in zip(bias.output.dims, bias.view.dims or of_a_number, strict=True):
         # An operand of size 1 is repeated by the addition itself.
-        repeats = of_bias.size == 1 and all(atom.axis is None for atom in of_bias.atoms)
+        repeats = of_bias.size == 1 and not of_bias.is_beside_others
         found = paired(of_output, Dim.broadcast(of_output.size) if repeats else of_bias)
         if found is None:
             return None

@@ -49,6 +49,7 @@ def features_last(y):
         (lambda p, x: (x @ p["w"])[:, ::-1] - p["b"], features_last),
         (lambda p, x: (x @ p["w"]).T + p["b"][:, None], lambda y: y.T),
         (lambda p, x: (x @ p["w"][:, :1]) + p["b"][1], features_last),
+        (lambda p, x: (x @ p["w"][:, :1]) + p["b"][:1].reshape(1, -1), features_last),
         (lambda p, x: (x @ p["w"]).reshape(5, 20) + jnp.tile(p["b"], 10), lambda y: y.reshape(-1, 2)),
         (
             lambda p, x: jnp.stack([y + b for y, b in zip((x @ p["w"]).T, p["b"], strict=True)], -1),
@@ -63,3 +64,16 @@ def test_a_bias_is_set_wherever_it_can_be_followed(fn, features):
     y = features(fn({**new, "w": new["w"].weight()}, BATCH))
     np.testing.assert_allclose(y.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(y.std(0), 1, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_bias_of_one_element_is_set_where_the_layer_has_one_feature(shape):
+    def dense(p, x):
+        return x @ p["w"] + p["b"]
+
+    nodes = wn.reparameterize({"w": jnp.ones((3, 1)), "b": jnp.ones(shape)}, {"w": -2})
+    new = wn.init_from_data(dense)(nodes, BATCH)
+    assert new["b"].shape == shape
+    y = wn.wrap(dense)(new, BATCH)
+    np.testing.assert_allclose([y.mean(), y.std()], [0, 1], atol=1e-4)
