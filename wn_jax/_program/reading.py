@@ -159,9 +159,10 @@ def read(
     traced = trace(fn, plain, kwargs, purpose)
     names = [i if i in by_input else None for i in range(len(traced.arrays))]
     frozen = {number for number, parameter in by_input.items() if parameter.frozen}
-    others = [aval for name, aval in zip(names, traced.body.inputs, strict=True) if name is None]
+    avals = traced.body.inputs
+    others = [aval for name, aval in zip(names, avals, strict=True) if name is None]
     notes = walk(traced.body, names, frozen, data_in_consts or all(map(_is_random_key, others)))
-    leaves = [_leaf(i, parameter, traced, notes) for i, parameter in by_input.items()]
+    leaves = [_leaf(i, parameter, avals[i], notes) for i, parameter in by_input.items()]
     return Reading(traced, leaves, notes.biases, frozenset(notes.masks))
 
 
@@ -229,13 +230,13 @@ def _is_random_key(aval: jax.core.ShapedArray) -> bool:
     return raw or jnp.issubdtype(aval.dtype, jax.dtypes.prng_key)
 
 
-def _leaf(number: int, parameter: _Parameter, traced: Program, notes: Notes) -> ParameterLeaf:
+def _leaf(number: int, parameter: _Parameter, aval: jax.core.ShapedArray, notes: Notes) -> ParameterLeaf:
     """A parameter that is an input of a program, with what was noted of it."""
     return ParameterLeaf(
         path=parameter.path,
         position=parameter.position,
         input=number,
-        aval=traced.body.inputs[number],
+        aval=aval,
         node=parameter.node,
         reduced=parameter.reduced,
         notes=tuple(notes.uses.get(number, ())),
