@@ -34,7 +34,7 @@ ORDER = {
     "wn_jax._program": [
         ["__init__", "jaxpr"],
         ["facts", "contractions", "factored", "dead_code"],
-        ["views", "products"],
+        ["views", "products", "repeats"],
         ["notes", "cuts"],
         ["values", "moves"],
         ["walk", "run"],

@@ -192,7 +192,10 @@ def is_custom_rule(eqn: Equation) -> bool:
 
 
 def is_backward(eqn: Equation) -> bool:
-    """Whether reverse mode made this equation. Told by a name that JAX gives, for people: nothing is decided by it."""
+    """Whether reverse mode made this equation.
+
+    Told by a name that JAX gives for people. Where it is, a parameter is left alone; nothing else is decided by it.
+    """
     return "transpose(" in str(getattr(eqn.source_info, "name_stack", ""))
 
 

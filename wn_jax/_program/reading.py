@@ -75,9 +75,10 @@ class ParameterLeaf:
         # To be returned besides is no problem: a scale stays on the weight then (`_can_scale_outputs`).
         if not uses:
             return Problem(Reason.RETURNED if self.returned else Reason.UNUSED, "")
+        if any(use.around.backward for use in uses):
+            return Problem(Reason.DIFFERENTIATED, "")
         if len({use.reduction for use in uses}) > 1:
-            backward = any(use.around.backward for use in uses)
-            return Problem(Reason.DIFFERENTIATED if backward else Reason.DISAGREE, "")
+            return Problem(Reason.DISAGREE, "")
         return None if any(use.tells for use in uses) else Problem(uses[0].why_not, uses[0].how)
 
     def axes(self, axes: frozenset[int]) -> tuple[int, ...]:

@@ -33,6 +33,8 @@ class Value:
     """The products of parameters with constants that it is made of, without data, each with its parameter."""
     fact: Fact = None
     """What is known of its numbers."""
+    repeats: frozenset[int] = frozenset()
+    """The dimensions along which it repeats itself."""
 
     @classmethod
     def of_parameter(cls, name: Hashable, aval: jax.core.ShapedArray, trained: bool) -> Value:
@@ -64,17 +66,18 @@ class Value:
     def sliced(self, scan: Site, length: int) -> Value:
         """The slice that a trip of a scan gets of this array, whose leading axis has that length."""
         views = tuple(view.sliced(scan) for view in self.views)
-        return dataclasses.replace(self, views=views, fact=facts.of_slice(self.fact, length, scan))
+        fact = facts.of_slice(self.fact, length, scan)
+        return dataclasses.replace(self, views=views, fact=fact, repeats=frozenset())
 
     def stacked(self, scan: Site, length: int) -> Value:
         """The array that a scan makes of those that its trips give."""
         views = tuple(view.stacked(scan, length) for view in self.views)
-        return dataclasses.replace(self, views=views, outputs=(), fact=None)
+        return dataclasses.replace(self, views=views, outputs=(), fact=None, repeats=frozenset())
 
     def counting(self, counter: Counter | None) -> Value:
         """A carry as the first trip meets it: one that starts at 0 may be the counter of the loop."""
         starts_at_0 = isinstance(self.fact, int) and not isinstance(self.fact, bool) and self.fact == 0
-        return dataclasses.replace(self, fact=counter if starts_at_0 else None)
+        return dataclasses.replace(self, fact=counter if starts_at_0 else None, repeats=frozenset())
 
     def grown(self, after: Value) -> Value:
         """A carry, after a trip gave this."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Hashable, Sequence
 
 import jax.numpy as jnp
 
-from wn_jax._program import facts, jaxpr
+from wn_jax._program import facts, jaxpr, repeats
 from wn_jax._program.contractions import Contraction, contractions
 from wn_jax._program.dead_code import Live, live
 from wn_jax._program.facts import Counter
@@ -100,6 +100,7 @@ class _Walk:
         if eqn.primitive is primitive.select_n_p and (same := _one_of_the_same(values[1:])):
             return [same]
         common = Value.joined(values, facts.of_result(eqn, [value.fact for value in values]))
+        common = dataclasses.replace(common, repeats=repeats.of_result(eqn, [value.repeats for value in values]))
         views, outputs = self.views(eqn, values, site, common.data), self.outputs(eqn, values)
         self.bias(eqn, values, site)
         return [dataclasses.replace(common, views=views[i], outputs=outputs[i]) for i in range(len(eqn.outvars))]
@@ -125,11 +126,13 @@ class _Walk:
             self.stop(values[operand], Reason.OPAQUE, how)
         result = Value.joined(values, None)
         if not data:
-            return dataclasses.replace(result, outputs=(View.of(site, out.shape),), pending=result.pending | pending)
-        batches = {side.operand for side in sides if side.batch}
+            pending |= result.pending
+            again = repeats.of_result(eqn, [value.repeats for value in values])
+            return dataclasses.replace(result, outputs=(View.of(site, out.shape),), pending=pending, repeats=again)
+        batches = {side.operand: side.batch for side in sides}
         for operand, value in enumerate(values):
             if not self.is_data(value):
-                self.give_up(value, operand in batches)
+                self.give_up(value, not value.repeats.isdisjoint(batches.get(operand, ())))
         return Value(data=True, outputs=(View.of(site, out.shape),))
 
     def met(self, values: list[Value], sides: list[Contraction], side: Contraction) -> Met:
@@ -144,14 +147,14 @@ class _Walk:
         own_is_repeated = any(view.broadcasts(range(len(view.dims))) for view in own.views)
         return Met.REPEATED if is_repeated and not own_is_repeated else Met.PARAMETER
 
-    def give_up(self, value: Value, along_batch: bool = False) -> None:
+    def give_up(self, value: Value, is_repeated: bool = False) -> None:
         """Notes that the products without data of which this is made serve as weights: they tell nothing of axes.
 
-        `along_batch`: whether it has a matrix for each sample; then a learned vector that was repeated for each serves
-        as data.
+        `is_repeated`: whether each sample of the data meets the same numbers, as those of a learned query that is
+        repeated over a batch. They serve as data then.
         """
         for source, use in value.pending:
-            if not (along_batch and use.met is Met.REPEATED):
+            if not (is_repeated and use.tells):
                 notes = self.notes.uses.get(source, [])
                 self.notes.uses[source] = [Problem(use.why_not, use.how) if note == use else note for note in notes]
 
