@@ -1,4 +1,4 @@
-"""What a weight meets in its contractions: data, constants, learned vectors, other weights, and its own gradient."""
+"""The other operands that a weight meets in its contractions: data, constants, learned vectors, weights, and gradients."""
 
 import flax.linen as nn
 import jax
