@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from experiments import processes
 from experiments.errors import RunError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells about every step of every save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every step of a save; what fails, it raises
 
 CHECKPOINTS = "checkpoints"
 """The name of their folder in the run folder."""
