@@ -26,10 +26,14 @@ def infer_axes(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., dic
 
     Returns a function of `fn`'s own arguments, which are traced and never computed with (`jax.ShapeDtypeStruct`s will
     do). It gives the dict from leaf path to axes that `reparameterize` takes, and that may be edited by hand before. A
-    leaf is in it only where every use of it is proved to be a matrix multiplication or a convolution with data, over
-    the same axes; `weight_uses` tells about the others. Data is what comes in by the other arguments. Where none of
-    these is an array, but for random keys, arrays that `fn` closes over count as data; else leaves that are contracted
-    with such an array alone are left out, and a `UserWarning` names them.
+    leaf is in it only where every use of it is proved to be a matrix multiplication or a convolution over the same
+    axes, and one at least is with data; `weight_uses` tells about the others. A weight is followed through what moves
+    its numbers: transposes, reshapes, slices, `split`, `stack`, `tile`, constant masks, loops that index a stack.
+
+    Data is what comes in by the other arguments, what the program computes from constants, and a learned vector that
+    is repeated over a batch. Where none of the other arguments is an array, but for random keys, arrays that `fn`
+    closes over count as data; else a leaf is left out that meets such an array alone, or whose product with one is
+    returned or serves as a weight, and a `UserWarning` names it.
 
     What is not trained is left alone, too: a leaf that stands under `stop_gradient` at every use, an `nnx.Variable`
     that is no `nnx.Param`, and what lies in another collection where the tree has `params` at its top (`batch_stats`,
@@ -76,7 +80,8 @@ def _about_closed_over(fn: Callable[..., PyTree], paths: list[str]) -> str:
 def weight_uses(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., WeightUses]:
     """How `fn` uses each parameter: a `WeightUse` for each, which print as a table.
 
-    Arguments and errors are those of `infer_axes`.
+    Of a leaf that is left alone it says the `reason`, and `reason.explanation` the same as a sentence; the table ends
+    with those sentences. Arguments and errors are those of `infer_axes`, and so is what counts as data.
 
     >>> import jax.numpy as jnp
     >>> def model(params, x):

@@ -54,12 +54,12 @@ _EXPLANATIONS = {
     Reason.INDEXED: "its rows are looked up, as in an embedding",
     Reason.PENALTY: "it is squared or summed on its own, as by an L2 penalty (pass the model, not the loss) or a "
     "normalization of weights",
-    Reason.NO_DATA: "it is contracted with a learned vector or a constant, no data flows in (data must come in by the "
-    "arguments), and the product serves as a weight itself",
+    Reason.NO_DATA: "it is contracted with a learned vector or a constant, and the product is returned, or meets "
+    "data as a weight itself (data must come in by the arguments)",
     Reason.PRODUCT: "it is contracted with another parameter, and data meets only their product (an einsum of several "
     "weights contracts what is cheapest first, which depends on the sizes; contract one weight after the other)",
     Reason.CLOSED_OVER: "it is contracted with an array that the function closes over, which may be data or a constant "
-    "of the model (pass data as an argument)",
+    "of the model (pass data as an argument; beside a constant, give the axes by hand)",
     Reason.DISAGREE: "its uses sum over different axes",
     Reason.CARRIED: "it changes from one trip of a loop to the next",
     Reason.BRANCH: "the branches of a cond return it in different ways",
