@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from wn_jax._boxes import rebox, unbox
@@ -84,7 +85,7 @@ def init_from_data(
     True
     """
     check_callable("init_from_data", fn)
-    if not 0 < init_scale < math.inf:
+    if not isinstance(init_scale, int | float | np.number) or not 0 < init_scale < math.inf:
         raise ValueError(f"init_scale must be a positive number, the deviation of pre-activations; got {init_scale!r}")
     if zeros not in ("keep", "set"):
         raise ValueError(f"zeros must be 'keep' or 'set', for layers that are zero on purpose; got {zeros!r}")
@@ -257,7 +258,8 @@ class _Initializer(Runner):
     def step(self, eqn: Equation, values: list[Operand], site: Site) -> Sequence[Operand]:
         target = self.planned.biases.get(site)
         if target is None or target.contraction not in self.shifts:
-            return super().step(eqn, values, site)
+            body = jaxpr.call(eqn)
+            return super().step(eqn, values, site) if body is None else self.run(body, values, site)
         bias, arrays = target.bias, [weight(value) for value in values]
         shift = target.from_output(self.shifts[target.contraction])
         shift, before = -shift if bias.subtracted else shift, jnp.asarray(arrays[bias.operand])

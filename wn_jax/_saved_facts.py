@@ -44,7 +44,7 @@ def as_dicts(leaves: Iterable[tuple[list[str], Leaf]]) -> PyTree:
     """Nested dicts by the keys that lead to each leaf; where no key does, the leaf itself.
 
     Raises:
-        ValueError: a leaf lies inside another.
+        ValueError: a leaf lies inside another, or there are none.
     """
     top: dict[str, PyTree] = {}
     for keys, leaf in leaves:
@@ -57,6 +57,8 @@ def as_dicts(leaves: Iterable[tuple[list[str], Leaf]]) -> PyTree:
         if last in inner:
             raise ValueError(f"other leaves lie inside the leaf {_shown('/'.join(keys))}")
         inner[last] = leaf
+    if not top:
+        raise ValueError("it names no leaves")
     return top[""]
 
 

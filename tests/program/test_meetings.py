@@ -1,4 +1,4 @@
-"""The other operands that a weight meets in its contractions: data, constants, learned vectors, weights, and gradients."""
+"""The other operands that a weight meets in its contractions: data, constants, learned vectors, weights, gradients."""
 
 import flax.linen as nn
 import jax
@@ -162,3 +162,43 @@ def test_data_initialization_of_a_program_that_differentiates_names_what_it_leav
 def test_a_weight_that_is_made_complex_says_so():
     found = wn.weight_uses(lambda p, x: x.astype(complex) @ p["w"].astype(complex))({"w": normal(4, 3)}, X)
     assert [(use.reason, use.by) for use in found] == [(Reason.DTYPE, "convert_element_type")]
+
+
+def kernel_of_a_basis(p, x):
+    """A weight times constants, by which data is multiplied and summed: `(x @ w) @ basis`."""
+    return (x[:, 0, :, None] * (p["w"] @ jnp.cos(jnp.arange(18.0).reshape(3, 6)))).sum(1)
+
+
+def stacked_in_rows(p, x):
+    return jax.lax.map(lambda w: x[:, 0, :2] @ w, p["w"].reshape(2, 2, 3))
+
+
+def counted_in_rows(p, x):
+    return jax.lax.fori_loop(0, 2, lambda i, y: y + x[:, 0, :2] @ p["w"].reshape(2, 2, 3)[i], jnp.zeros((6, 3)))
+
+
+def block_diagonal(p, x):
+    blocks = jnp.where(jnp.eye(2, dtype=bool)[:, None, :, None], p["w"].reshape(2, 2, 3)[:, :, None, :], 0)
+    return x[:, 0] @ blocks.reshape(4, 6)
+
+
+@pytest.mark.parametrize("fn", [kernel_of_a_basis, stacked_in_rows, counted_in_rows, block_diagonal])
+def test_no_axis_is_claimed_that_the_program_sums_otherwise(fn):
+    assert wn.infer_axes(fn)({"w": normal(4, 3)}, X) == {}
+
+
+def test_a_returned_product_with_a_constant_does_not_undo_the_other_uses():
+    assert wn.infer_axes(lambda p, x: (x @ p["w"], jnp.ones((2, 4)) @ p["w"]))({"w": normal(4, 3)}, X) == {"w": (-2,)}
+
+
+def test_numbers_that_a_conversion_changes_are_not_known():
+    def chosen(p, x):
+        return jnp.where(jnp.full((6, 4), 2).astype(bool), x[:, 0], 0) @ p["w"]
+
+    def counted_as_bool(p, x):  # 0, 1, 1
+        return jax.lax.fori_loop(0, 3, lambda i, h: jnp.tanh(h @ p["w"][i.astype(bool).astype(int)]), x)
+
+    assert wn.infer_axes(chosen)({"w": normal(4, 3)}, X) == {"w": (-2,)}
+    nodes = wn.reparameterize({"w": normal(3, 4, 4)}, {"w": -2})
+    with pytest.warns(UserWarning, match="only a run chooses"):
+        wn.init_from_data(counted_as_bool)(nodes, X)

@@ -36,7 +36,6 @@ def plain_stack() -> Model:
         {"stack": normal(2, 5, 5)},
         normal(4, 5),
         {"stack": (-2,)},
-        initialized=0,
     )
 
 
@@ -115,7 +114,6 @@ def plain_concatenated() -> Model:
         normal(4, 5),
         {"left": (-2,), "right": (-2,)},
         {"top": "sliced", "bottom": "sliced", "part": "sliced"},
-        initialized=0,  # one output is of two weights
         preactivations=lambda p, x: {name: x @ p[name] for name in ("left", "right")},
     )
 

@@ -58,6 +58,8 @@ def of_result(eqn: Equation, facts: Sequence[Fact]) -> Fact:
     if eqn.primitive is primitive.iota_p:
         (shape,) = [out.shape for out in outputs(eqn)]
         return Count(shape[0]) if len(shape) == 1 else None
+    if eqn.primitive is primitive.convert_element_type_p:
+        return _converted(facts[0], outputs(eqn)[0].dtype)
     rule = _RULES.get(eqn.primitive)
     return rule(*facts) if rule else None
 
@@ -67,6 +69,13 @@ def of_slice(fact: Fact, length: int, scan: Hashable) -> Fact:
     if isinstance(fact, Count):
         return Counter(scan, length)
     return None if isinstance(fact, Counter) else fact
+
+
+def _converted(fact: Fact, dtype: np.dtype) -> Fact:
+    """The fact after a conversion, if the dtype holds the numbers."""
+    if isinstance(fact, Counter | Count):
+        return fact if np.issubdtype(dtype, np.integer) and np.iinfo(dtype).max > fact.length else None
+    return fact if isinstance(fact, bool | int | float) and np.asarray(fact).astype(dtype).item() == fact else None
 
 
 def _same(fact: Fact, *_: Fact) -> Fact:
@@ -91,7 +100,7 @@ def _less(first: Fact, second: Fact) -> Fact:
 
 
 def _select(which: Fact, *cases: Fact) -> Fact:
-    if isinstance(which, bool | int):
+    if isinstance(which, bool | int) and 0 <= which < len(cases):
         return cases[which]
     return cases[0] if all(case == cases[0] for case in cases) else None
 
@@ -113,7 +122,6 @@ _RULES: dict[jex.Primitive, Callable[..., Fact]] = {
     primitive.add_p: _add,
     primitive.broadcast_in_dim_p: _same,
     primitive.clamp_p: _clamp,
-    primitive.convert_element_type_p: _same,
     primitive.copy_p: _same,
     primitive.lt_p: _less,
     primitive.reshape_p: _same,

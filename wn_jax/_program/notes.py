@@ -100,6 +100,8 @@ class Met(enum.Enum):
     """An array that the function closes over, beside data in its arguments. It may be a matrix that mixes weights."""
     REPEATED = enum.auto()
     """A learned vector that is repeated over a batch, as a query of attention."""
+    ELSEWHERE = enum.auto()
+    """What holds no data, where data meets the product otherwise than in a sum: the product may be a weight itself."""
     PARAMETER = enum.auto()
     """Another parameter. Either of them could be the weight, so that nothing is said of their axes."""
 
@@ -127,10 +129,14 @@ class Use:
     met: Met = Met.DATA
     """The kind of the other operand."""
 
+    def is_at(self, other: Use) -> bool:
+        """Whether both are of the same part of a parameter at the same place."""
+        return (self.site, self.view, self.contraction) == (other.site, other.view, other.contraction)
+
     @property
     def tells(self) -> bool:
         """Whether it tells the axes of a weight."""
-        return self.met not in (Met.CLOSED_OVER, Met.PARAMETER)
+        return self.met not in (Met.CLOSED_OVER, Met.ELSEWHERE, Met.PARAMETER)
 
     @property
     def why_not(self) -> Reason:
@@ -167,7 +173,8 @@ class Use:
             return Reason.RESHAPED
         if not self.reduction:
             return Reason.ELEMENTWISE
-        if self.reduction & self.view.axes([dim for dim in range(len(self.view.dims)) if dim not in contracted]):
+        others = self.view.axes([dim for dim in range(len(self.view.dims)) if dim not in contracted])
+        if self.reduction & (others | self.view.sliced_axes):
             return Reason.RESHAPED  # a part of an axis is summed over, and the other part is not
         beside_others = any(self.view.dims[dim].is_beside_others for dim in contracted)
         return Reason.SLICED if beside_others or self.reduction & self.view.partial else None
@@ -192,7 +199,7 @@ class Bias:
     operand: int
     """Which operand of the addition it is."""
     subtracted: bool
-    """Whether it is subtracted."""
+    """Whether it is a difference of the two: in either order, the bias that makes it 0 has the output's own sign."""
     view: View
     """The parameter, as the addition meets it."""
     output: View

@@ -254,6 +254,8 @@ def check_callable(name: str, fn: object) -> None:
 
 def check_position(argnums: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Raises where the parameters are not among the positional arguments."""
+    if not all(isinstance(position, int) and position >= 0 for position in argnums):
+        raise ValueError(f"argnums must be the position of the parameters, counted from 0; got {argnums[0]!r}")
     if max(argnums) >= len(args):
         raise TypeError(
             f"argument {max(argnums)} must be the parameters, by position, but {len(args)} positional arguments were "

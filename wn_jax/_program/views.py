@@ -141,6 +141,12 @@ class View:
         return frozenset(axis for axis, size in enumerate(self.shape) if held[axis] != size)
 
     @property
+    def sliced_axes(self) -> frozenset[int]:
+        """The axes of which scans around take a slice in each trip."""
+        atoms = [atom for _, dim in self.slices for atom in dim.atoms]
+        return frozenset(atom.axis for atom in atoms if atom.axis is not None and atom.size > 1)
+
+    @property
     def is_whole(self) -> bool:
         """Whether it is the source as it was, as far as places go."""
         return self.dims == View.of(self.source, self.shape).dims
@@ -277,7 +283,11 @@ def paired(first: Dim, second: Dim) -> list[tuple[Atom, Atom]] | None:
     one, two = (regrouped([dim], sizes) for dim in (first, second))
     if one is None or two is None:
         return None
-    return [(a.atoms[0], b.atoms[0]) for a, b in zip(one, two, strict=True)]
+    return [(_longest(a), _longest(b)) for a, b in zip(one, two, strict=True)]
+
+
+def _longest(dim: Dim) -> Atom:
+    return max(dim.atoms, key=lambda atom: atom.size)  # all others, of size 1, were merged into it
 
 
 def _common_sizes(first: Sequence[int], second: Sequence[int]) -> list[int] | None:

@@ -49,7 +49,7 @@ def walk(
                 notes.returned.add(view.source)
             else:
                 walk.note(view, Problem(Reason.RETURNED, "return"))
-        walk.give_up(value)
+        walk.doubt(value)
     return notes
 
 
@@ -99,6 +99,8 @@ class _Walk:
             return [self.contracted(eqn, values, sides, site, around)]
         if eqn.primitive is primitive.select_n_p and (same := _one_of_the_same(values[1:])):
             return [same]
+        if any(value.data for value in values) and eqn.primitive not in _SUMS:
+            self.doubt(*values)
         common = Value.joined(values, facts.of_result(eqn, [value.fact for value in values]))
         common = dataclasses.replace(common, repeats=repeats.of_result(eqn, [value.repeats for value in values]))
         views, outputs = self.views(eqn, values, site, common.data), self.outputs(eqn, values)
@@ -155,8 +157,18 @@ class _Walk:
         """
         for source, use in value.pending:
             if not (is_repeated and use.tells):
-                notes = self.notes.uses.get(source, [])
-                self.notes.uses[source] = [Problem(use.why_not, use.how) if note == use else note for note in notes]
+                self.replace(source, use, Problem(use.why_not, use.how))
+
+    def doubt(self, *values: Value) -> None:
+        """Notes that products without data, of which these are made, meet data in a way that tells nothing of axes."""
+        for source, use in {pair for value in values for pair in value.pending}:
+            if use.tells:
+                self.replace(source, use, dataclasses.replace(use, met=Met.ELSEWHERE))
+
+    def replace(self, source: Hashable, use: Use, by: Use | Problem) -> None:
+        """Takes back a note of a use, which may be in doubt by now."""
+        notes = self.notes.uses.get(source, [])
+        self.notes.uses[source] = [by if isinstance(note, Use) and note.is_at(use) else note for note in notes]
 
     def views(self, eqn: Equation, values: list[Value], site: Site, data: bool) -> list[tuple[View, ...]]:
         """The views of each of an equation's results. A view that ends here is noted as a problem."""
@@ -178,7 +190,7 @@ class _Walk:
         """The view of an operand in each of the results, or `None` in one where it ends."""
         if is_scaling(eqn, operand) and not _is_scalar_of_two(eqn, values):
             return [dataclasses.replace(view, scaled=True)]
-        if _is_masked(eqn, values, operand):
+        if _is_masked(eqn, values, operand) and not view.broadcasts(range(len(view.dims))):
             self.notes.masks.add(site)
             return [dataclasses.replace(view, masked=True)]
         known = [value.fact for value in values]
@@ -197,11 +209,11 @@ class _Walk:
         return [tuple(outputs) for outputs in followed]
 
     def bias(self, eqn: Equation, values: list[Value], site: Site) -> None:
-        """Notes a parameter that is added to the output of a contraction, or subtracted from it."""
+        """Notes a parameter that is added to the output of a contraction, or one that is subtracted from the other."""
         subtracted = eqn.primitive is primitive.sub_p
         if eqn.primitive is not primitive.add_p and not subtracted:
             return
-        for operand in (1,) if subtracted else (0, 1):
+        for operand in (0, 1):
             for view in values[operand].views:
                 for output in values[1 - operand].outputs:
                     found = self.notes.biases.setdefault(output.source, [])
@@ -268,6 +280,7 @@ class _Walk:
             ]
             if grown == carry:
                 return carry
+            self.doubt(*(before for before, after in zip(carry, grown, strict=True) if after.data))
             carry = grown
 
     def handed_on(self, carry: list[Value], invariant: list[bool], results: list[Value]) -> list[Value]:
@@ -347,6 +360,10 @@ def _reason(eqn: Equation, operand: int) -> Reason:
     return Reason.ELEMENTWISE if eqn.primitive in _ELEMENTWISE else Reason.OPAQUE
 
 
+_SUMS = frozenset(
+    {primitive.add_p, primitive.sub_p, primitive.select_n_p, primitive.concatenate_p, jaxpr.stack_p, primitive.max_p}
+)
+"""The operations that set data beside a value, or add the two."""
 _REDUCTIONS = frozenset({primitive.reduce_sum_p, primitive.reduce_max_p, primitive.reduce_min_p})
 _ELEMENTWISE = frozenset(
     getattr(primitive, f"{name}_p")
