@@ -64,8 +64,8 @@ def put_in_place(path: Path) -> Iterator[Path]:
     workshop = path.with_name(f".{path.name}.w{secrets.token_hex(4)[1:]}")
     try:
         workshop.mkdir()
-        _remove_left(path, now=workshop.stat().st_mtime)
-        with _locked(workshop):
+        with _locked(workshop):  # at once: of a process that is killed before, the folder stays for long
+            _remove_left(path, now=workshop.stat().st_mtime)
             temporary = workshop / _FILE
             temporary.touch()
             mode = (path if path.exists() else temporary).stat().st_mode

@@ -33,8 +33,8 @@ def norm_dtype(dtype: DTypeLike) -> jnp.dtype:
 
 def scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
     """`g / ||v||`, and 0 where `||v||^2` under- or overflows."""
-    ratio, power = split_scale(g, v, axes, names)
-    return ratio * power
+    _check_manual_region(names)
+    return _jitted_scale(g, v, axes, names or (), False)[0]
 
 
 def split_scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names) -> tuple[jax.Array, jax.Array]:
@@ -43,7 +43,7 @@ def split_scale(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: Names)
     `(v * power) * ratio` stays in the range wherever `g * v / ||v||` is.
     """
     _check_manual_region(names)
-    return _jitted_scale(g, v, axes, names or ())
+    return _jitted_scale(g, v, axes, names or (), True)
 
 
 def _check_manual_region(names: Names) -> None:
@@ -73,12 +73,12 @@ def _sum(x: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
     return jax.lax.psum(total, names) if names else total
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def _jitted_scale(
-    g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]
+    g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...], split: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """JAX traces and differentiates a `jit` once for all weights of one shape."""
-    scale = _scale_inverse_length(g, v, axes, names)
+    """JAX traces and differentiates a `jit` once for all weights of one shape. `split`: whether `power` may be not 1."""
+    scale = _scale_inverse_length(g, v, axes, names, split)
     return scale.ratio, scale.power
 
 
@@ -99,34 +99,39 @@ class _Scale(NamedTuple):
     """`1 / (power * length)`, the derivative of `ratio` in `g`."""
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _scale_inverse_length(g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...]) -> _Scale:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _scale_inverse_length(
+    g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...], split: bool
+) -> _Scale:
     length, vanishes = _norm(v, axes, names)
     length = jnp.where(vanishes, jnp.inf, length)
-    power = _power(g, length)
-    scaled = length * power
-    return _Scale(g / scaled, 1 / length, length, power, 1 / scaled)
+    if not split:
+        return _Scale(g / length, 1 / length, length, jnp.ones_like(length), 1 / length)
+    step = _step(g, length)
+    scaled = length / step
+    # XLA does not fuse a division into a loop that would repeat it, here for each number of v; see the derivative.
+    return _Scale(g / scaled, 1 / length, length, 1 / step, 1 / scaled)
 
 
-def _power(g: jax.Array, length: jax.Array) -> jax.Array:
-    """The power of two that `v` is to be multiplied by, for `g / (power * length)` to be a normal number.
+def _step(g: jax.Array, length: jax.Array) -> jax.Array:
+    """The power of two that `v` is to be divided by, for `g * step / length` to be a normal number.
 
     Half of the dtype's range is enough of a step, as a length whose square is a normal number has half of it. No
     entry of `v` leaves the range by it whose product with the scale does not.
     """
     limits = jnp.finfo(length.dtype)
     ratio = jnp.abs(g / length)
-    step = 2.0 ** (limits.maxexp // 2)
-    # XLA does not fuse a division into a loop that would repeat it, here for each number of v; see the derivative.
-    inverse = jnp.where(ratio > 2.0 ** (limits.maxexp - 2), 1 / step, 1)
-    inverse = jnp.where((ratio < 2.0**limits.minexp) & (g != 0) & (length < jnp.inf), step, inverse)
-    return 1 / inverse.astype(length.dtype)
+    half = 2.0 ** (limits.maxexp // 2)
+    step = jnp.where(ratio > 2.0 ** (limits.maxexp - 2), 1 / half, 1)
+    step = jnp.where((ratio < 2.0**limits.minexp) & (g != 0) & (length < jnp.inf), half, step)
+    return step.astype(length.dtype)
 
 
 @_scale_inverse_length.defjvp
 def _scale_inverse_length_jvp(
     axes: tuple[int, ...],
     names: tuple[str, ...],
+    split: bool,
     primals: tuple[jax.Array, jax.Array],
     tangents: tuple[jax.Array, jax.Array],
 ) -> tuple[_Scale, _Scale]:
@@ -139,7 +144,7 @@ def _scale_inverse_length_jvp(
     fuse a division into a loop that would repeat it, but would all else (docs/performance.md has the figures).
     """
     (g, v), (dg, dv) = primals, tangents
-    ratio, inverse, length, power, of_g = scale = _scale_inverse_length(g, v, axes, names)
+    ratio, inverse, length, power, of_g = scale = _scale_inverse_length(g, v, axes, names, split)
     along = _sum((v * inverse) * dv, axes, names)
     radial = along / length
     # A select, not a product with 0: where v is huge and 1/||v|| is 0, the cotangents may be infinite.

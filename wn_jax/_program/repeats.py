@@ -21,7 +21,9 @@ def of_result(eqn: Equation, operands: Sequence[Dims]) -> Dims:
     """Those of the (only) result, from those of the operands."""
     if eqn.primitive is primitive.dot_general_p:
         return _of_contraction(eqn, operands)
-    out, first = outputs(eqn)[0].shape, shapes(eqn)[0] if operands else ()
+    if not operands or not outputs(eqn):
+        return frozenset()
+    out, first = outputs(eqn)[0].shape, shapes(eqn)[0]
     if eqn.primitive is primitive.broadcast_in_dim_p:
         return _of_broadcast(first, operands[0], out, eqn.params["broadcast_dimensions"])
     if eqn.primitive is jaxpr.tile_p:
