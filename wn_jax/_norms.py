@@ -77,7 +77,10 @@ def _sum(x: jax.Array, axes: tuple[int, ...], names: Names) -> jax.Array:
 def _jitted_scale(
     g: jax.Array, v: jax.Array, axes: tuple[int, ...], names: tuple[str, ...], split: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """JAX traces and differentiates a `jit` once for all weights of one shape. `split`: whether `power` may be not 1."""
+    """JAX traces and differentiates a `jit` once for all weights of one shape.
+
+    `split`: whether the power of two may be another than 1.
+    """
     scale = _scale_inverse_length(g, v, axes, names, split)
     return scale.ratio, scale.power
 

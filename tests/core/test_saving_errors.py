@@ -288,7 +288,7 @@ def test_a_process_that_is_killed_leaves_the_old_file_or_the_new_one(path, momen
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path), moment], stdout=subprocess.PIPE)
     assert writer.stdout.readline() == b"1\n"
     if moment == "while it is written":  # 16 MB, a few milliseconds
-        while not list(path.parent.glob(f".{path.name}.*")):
+        while not list(path.parent.glob(f".{path.name}.*/file")):
             pass
         writer.send_signal(signal.SIGKILL)
     last = [1, *map(int, writer.communicate()[0].split())][-1]
