@@ -235,7 +235,8 @@ def regrouped(dims: Sequence[Dim], shape: Sequence[int]) -> tuple[Dim, ...] | No
         return None  # a dimension of 0 holds equally many numbers whatever else there is; jax.export leaves some open
     rest: list[Atom | Dim] = []
     for dim in dims:
-        rest += [dim] if dim.is_beside_others else dim.atoms
+        # A broadcast to size 1 is nothing, and would take the place of an axis of size 1.
+        rest += [dim] if dim.is_beside_others else [atom for atom in dim.atoms if atom != Atom(None, 1, 0)]
     result: list[Dim] = []
     for size in shape:
         taken = _take(rest, size)
