@@ -7,6 +7,7 @@ This file owns how wn_jax walks a parameter tree, and what can be asked of a lea
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import jax
@@ -41,6 +42,18 @@ def did_you_mean(path: str, paths: list[str]) -> str:
     moved = [other for other in paths if other.split("/", 1)[-1] == path or path.split("/", 1)[-1] == other]
     close = moved or difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, close[:3]))}?)" if close else ""
+
+
+def unknown_paths(who: str, unknown: Sequence[object], paths: list[str]) -> str:
+    """The message about paths that a tree does not have; `who` says that someone names them."""
+
+    def line(path: object) -> str:
+        if not isinstance(path, str):
+            return f"{path!r} (a path is a string such as 'params/Dense_0/kernel')"
+        return repr(path) + did_you_mean(path, paths)
+
+    shown = "; ".join(map(line, unknown[:5])) + ("; ..." if len(unknown) > 5 else "")
+    return f"{who} leaves that params does not have: {shown}. Its leaves are {listed(paths)}."
 
 
 def listed(paths: list[str]) -> str:
