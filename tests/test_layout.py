@@ -24,7 +24,7 @@ ORDER = {
         ["_uses"],
         ["_wrap", "_data_init"],
         ["_mean_only", "_flax_weight_norm", "_saved_facts"],
-        ["_safetensors"],
+        ["_safetensors", "_saved_nodes"],
         ["optim", "linen", "nnx", "torch"],
         ["curvature", "_saving"],
         ["__init__"],
