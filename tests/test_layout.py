@@ -18,7 +18,7 @@ ORDER = {
         ["_norms", "_boxes"],
         ["_node"],
         ["_tree", "_interop"],
-        ["_transform", "_sharding", "_by_path"],
+        ["_transform", "_sharding", "_by_path", "_from_dicts"],
         ["_shard_map"],
         ["_program"],
         ["_uses"],

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, is_node
-from wn_jax._tree import abstract_weight, filled, flatten, listed, rebuild, unknown_paths
+from wn_jax._tree import abstract_weight, filled, flatten, has_nodes, listed, rebuild, unknown_paths
 from wn_jax._types import Axes, AxesRule, Leaf, Params, PyTree
 
 Tree = TypeVar("Tree")
@@ -91,7 +91,7 @@ def reconstruct(tree: Tree) -> Tree:
     >>> reconstruct(reparameterize(params, kernel_axes(params)))["kernel"].shape
     (3, 2)
     """
-    if not any(map(is_node, jax.tree.leaves(tree, is_leaf=is_node))):
+    if not has_nodes(tree):
         return tree  # itself, with containers that JAX would make anew
     return jax.tree.map(rebuild, tree, is_leaf=is_node)
 
@@ -191,6 +191,10 @@ def _node_of(path: str, leaf: Leaf, axes: Axes) -> WeightNorm:
         )
     if not (hasattr(array, "shape") and hasattr(array, "dtype")):
         raise ValueError(f"{path!r} is a {type(array).__name__}, not an array, and has no norm; leave it out of axes")
+    if not getattr(array.dtype, "isnative", True):  # random keys have dtypes of JAX's own
+        raise ValueError(
+            f"{path!r} is in another byte order ({array.dtype.str}) than JAX takes; cast it: x.astype(x.dtype.name)"
+        )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
             f"{path!r} has shape {array.shape} and dtype {array.dtype}, but weight normalization needs real "

@@ -36,6 +36,11 @@ def flatten_with_keys(params: Params) -> tuple[list[tuple[KeyPath, Leaf]], TreeD
     return jax.tree.flatten_with_path(params, is_leaf=lambda x: is_node(x) or is_box(x))
 
 
+def has_nodes(tree: PyTree) -> bool:
+    """Whether a node stands somewhere in the tree."""
+    return any(map(is_node, jax.tree.leaves(tree, is_leaf=is_node)))
+
+
 def did_you_mean(path: str, paths: list[str]) -> str:
     """A guess at which of `paths` was meant, to be put behind the path in a message; or nothing."""
     # A `params/` too many or too few is the likely slip, and difflib does not rank it first.
@@ -50,6 +55,8 @@ def unknown_paths(who: str, unknown: Sequence[object], paths: list[str]) -> str:
     def line(path: object) -> str:
         if not isinstance(path, str):
             return f"{path!r} (a path is a string such as 'params/Dense_0/kernel')"
+        if {f"{path}/g", f"{path}/v"} <= set(paths):
+            return f"{path!r} (a dict of g and v: wn_jax.nodes_from_dicts(params, axes) makes a node of it)"
         return repr(path) + did_you_mean(path, paths)
 
     shown = "; ".join(map(line, unknown[:5])) + ("; ..." if len(unknown) > 5 else "")
