@@ -64,12 +64,7 @@ class Dim:
         merged: list[Atom] = []
         for atom in atoms:
             last = merged[-1] if merged else None
-            if (
-                last
-                and last.axis == atom.axis
-                and last.stride == atom.stride * atom.size
-                and 1 not in (last.size, atom.size)
-            ):
+            if last and _are_one_run(last, atom):
                 merged[-1] = Atom(atom.axis, last.size * atom.size, atom.stride)
             else:
                 merged.append(atom)
