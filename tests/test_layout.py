@@ -14,19 +14,19 @@ from tests.experiments.commands import ROOT, invoke
 
 ORDER = {
     "wn_jax": [
-        ["_types", "_pickles", "_files"],
+        ["_types", "_pickles"],
         ["_norms", "_boxes"],
         ["_node"],
         ["_tree", "_interop"],
         ["_transform", "_sharding", "_by_path", "_from_dicts"],
-        ["_shard_map"],
+        ["_shard_map", "_calls"],
         ["_program"],
         ["_uses"],
         ["_wrap", "_data_init"],
-        ["_mean_only", "_flax_weight_norm", "_saved_facts"],
-        ["_safetensors", "_saved_nodes"],
-        ["optim", "linen", "nnx", "torch"],
+        ["_mean_only", "_flax_weight_norm"],
+        ["optim", "linen", "nnx"],
         ["curvature", "_saving"],
+        ["torch"],
         ["__init__"],
     ],
     "wn_jax._data_init": [
@@ -44,6 +44,12 @@ ORDER = {
         ["walk", "run"],
         ["reading"],
         ["strict"],
+    ],
+    "wn_jax._saving": [
+        ["files", "facts"],
+        ["file_format", "nodes"],
+        ["trees"],
+        ["__init__"],
     ],
     "experiments": [
         ["__init__", "errors", "environment"],

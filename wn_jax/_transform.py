@@ -57,6 +57,7 @@ def reparameterize(params: Params, axes: AxesRule) -> Params:
     (1, 2)
     """
     paths, leaves, treedef = flatten(params)
+    _check_is_tree(params, paths)
     chosen = _choose(axes, paths, leaves)
     if not chosen:
         raise ValueError(
@@ -154,6 +155,16 @@ def _warn_of_adam(paths: list[str]) -> None:
         )
 
 
+def _check_is_tree(params: Params, paths: list[str]) -> None:
+    """Raises where the parameters are one leaf that is no array: a Linen module, or a function."""
+    array = unbox(params)
+    if paths == [""] and not is_node(params) and not hasattr(array, "shape"):
+        raise ValueError(
+            f"params is a {type(array).__name__}, and no tree of arrays. Of a Flax or Haiku model, pass the parameters "
+            "that model.init(key, x) returns: reparameterize(params, axes)"
+        )
+
+
 def _choose(axes: AxesRule, paths: list[str], leaves: list[Leaf]) -> dict[str, Axes]:
     """The axes of each leaf that was chosen."""
     if isinstance(axes, Mapping):
@@ -161,6 +172,8 @@ def _choose(axes: AxesRule, paths: list[str], leaves: list[Leaf]) -> dict[str, A
         if unknown:
             raise ValueError(unknown_paths("axes name", unknown, paths))
         answers = list(axes.items())
+    elif axes is kernel_axes:
+        raise TypeError("axes is the function kernel_axes; call it: reparameterize(params, kernel_axes(params))")
     elif callable(axes):
         answers = [(path, axes(path, _array_of(leaf))) for path, leaf in zip(paths, leaves, strict=True)]
     else:

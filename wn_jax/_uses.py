@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from wn_jax._calls import check_count, check_function
 from wn_jax._program.notes import Reason
-from wn_jax._program.reading import ParameterLeaf, check_callable, read
+from wn_jax._program.reading import ParameterLeaf, read
 from wn_jax._tree import listed
 from wn_jax._types import PyTree, Shape
 
 
+@functools.partial(check_count, most=2)
 def infer_axes(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., dict[str, tuple[int, ...]]]:
     """The reduction axes of the weights of `fn`, read from its program: for any framework, whatever the names.
 
@@ -46,8 +48,8 @@ def infer_axes(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., dic
         argnums: the position of the parameters.
 
     Raises:
-        TypeError: `fn` is not callable, or the parameters are not given by position. Errors of `fn` pass through,
-            with a note.
+        TypeError: `fn` is no function, but a model or its parameters; or the parameters are not given by position.
+            Errors of `fn` pass through, with a note.
 
     >>> import jax.numpy as jnp
     >>> def attend(params, x):
@@ -55,6 +57,7 @@ def infer_axes(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., dic
     >>> infer_axes(attend)({"query": jnp.ones((6, 2, 4)), "bias": jnp.zeros((2, 4))}, jnp.ones((3, 5, 6)))
     {'query': (-3,)}
     """
+    check_function("infer_axes", fn, argnums)
     uses = weight_uses(fn, argnums)
 
     @functools.wraps(fn)
@@ -77,6 +80,7 @@ def _about_closed_over(fn: Callable[..., PyTree], paths: list[str]) -> str:
     )
 
 
+@functools.partial(check_count, most=2)
 def weight_uses(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., WeightUses]:
     """How `fn` uses each parameter: a `WeightUse` for each, which print as a table.
 
@@ -93,7 +97,7 @@ def weight_uses(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., We
     <BLANKLINE>
     elementwise: it is added to or multiplied with other values, not contracted (a bias, a gain, a positional embedding)
     """
-    check_callable("weight_uses", fn)
+    check_function("weight_uses", fn, argnums)
 
     @functools.wraps(fn)
     def uses(*args: Any, **kwargs: Any) -> WeightUses:

@@ -17,10 +17,10 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from wn_jax._boxes import unbox
-from wn_jax._from_dicts import note_on_dicts
+from wn_jax._calls import check_function, check_position, note_on_parameters
 from wn_jax._node import Node, is_node
 from wn_jax._program.factored import Factored, Operand, weight
-from wn_jax._program.reading import ParameterLeaf, Reading, check_callable, check_position, read
+from wn_jax._program.reading import ParameterLeaf, Reading, read
 from wn_jax._program.run import Runner
 from wn_jax._program.strict import Strict, check_places
 from wn_jax._transform import reconstruct
@@ -65,7 +65,8 @@ def wrap(
     Raises:
         ValueError: `scale` is unknown, `argnums` are negative, or `strict` is given with `scale="weight"`; or (when
             called, with `strict`) the scale of some weights should go to the outputs, but cannot: they are named.
-        TypeError: `fn` is not callable, or (when called) an argument that `argnums` names is not given by position.
+        TypeError: `fn` is no function, but a model or its parameters; an option is given something else; or (when
+            called) an argument that `argnums` names is not given by position.
 
     >>> import jax, jax.numpy as jnp, wn_jax as wn
     >>> def model(params, x):
@@ -75,8 +76,10 @@ def wrap(
     >>> jax.jit(wn.wrap(model))(nodes, jnp.ones((1, 2)))
     Array([[7.]], dtype=float32)
     """
-    check_callable("wrap", fn)
+    check_function("wrap", fn, argnums, scale)
     check_scale(scale)
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict must be True or False; got {strict!r}")
     if strict and scale == "weight":
         raise ValueError("strict=True is for scale='auto' and 'output'; scale='weight' rebuilds every weight")
     positions = _positions(argnums)
@@ -104,8 +107,7 @@ def check_scale(scale: str) -> None:
 def _explain_lost_leaves(error: Exception, trees: Sequence[Params]) -> None:
     """Adds to an error how nodes get lost: as dicts, or in the error of `nnx.merge`, which only counts leaves."""
     if not has_nodes(trees):  # else they were read, and the note is there
-        for tree in trees:
-            note_on_dicts(error, tree)
+        note_on_parameters(error, trees)
     states = [tree for tree in trees if isinstance(tree, nnx.State)]
     if not states or "number of leaves" not in str(error):
         return

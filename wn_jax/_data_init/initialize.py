@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 
 from wn_jax._boxes import rebox, unbox
 from wn_jax._by_path import ByPath
+from wn_jax._calls import check_function, check_position
 from wn_jax._data_init.grid import Target
 from wn_jax._data_init.plan import Plan, check_init_scale, plan
 from wn_jax._data_init.statistics import Groups, Statistics, of_batch
@@ -31,7 +32,7 @@ from wn_jax._program.contractions import Contraction
 from wn_jax._program.factored import Factored, Operand, can_hold_directions, weight
 from wn_jax._program.jaxpr import Equation, Input, Site
 from wn_jax._program.products import is_scaling
-from wn_jax._program.reading import Reading, check_callable, check_position, read
+from wn_jax._program.reading import Reading, read
 from wn_jax._program.run import Runner, scale_of_operand, scale_of_output, with_v
 from wn_jax._tree import flatten, is_traced, with_plain_children
 from wn_jax._types import Params, PyTree
@@ -79,7 +80,7 @@ def init_from_data(
             parameters hold no nodes; the call is made inside `shard_map` or `pmap`, on one shard of the batch; a layer
             gets a single sample, of which there is no deviation; or (outside `jit`) a pre-activation is NaN or
             infinite: the first layer is named.
-        TypeError: `fn` is not callable, or an argument is abstract.
+        TypeError: `fn` is no function, but a model or its parameters; or an argument is abstract.
 
     >>> import jax, jax.numpy as jnp, wn_jax as wn
     >>> def model(params, x):
@@ -90,7 +91,7 @@ def init_from_data(
     >>> bool((abs(y.mean(0)) < 1e-5).all() and (abs(y.std(0) - 1) < 1e-5).all())
     True
     """
-    check_callable("init_from_data", fn)
+    check_function("init_from_data", fn, init_scale, argnums)
     _check_init_scale(init_scale)
     if zeros not in ("keep", "set"):
         raise ValueError(f"zeros must be 'keep' or 'set', for layers that are zero on purpose; got {zeros!r}")

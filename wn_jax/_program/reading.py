@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wn_jax._boxes import is_box
-from wn_jax._from_dicts import note_on_dicts
+from wn_jax._calls import check_position, note_on_parameters
 from wn_jax._node import Node, is_node
 from wn_jax._program.factored import can_hold_directions
 from wn_jax._program.jaxpr import Program, Site, is_input, trace
@@ -161,8 +161,7 @@ def read(
     try:
         traced = trace(fn, plain, kwargs, purpose)
     except Exception as error:
-        for argnum in argnums:
-            note_on_dicts(error, args[argnum])
+        note_on_parameters(error, [args[i] for i in argnums])
         raise
     names = [i if i in by_input else None for i in range(len(traced.arrays))]
     frozen = {number for number, parameter in by_input.items() if parameter.frozen}
@@ -250,20 +249,3 @@ def _leaf(number: int, parameter: _Parameter, aval: jax.core.ShapedArray, notes:
         returned=number in notes.returned,
         frozen=parameter.frozen,
     )
-
-
-def check_callable(name: str, fn: object) -> None:
-    """Raises where `fn` is no function."""
-    if not callable(fn):
-        raise TypeError(f"{name} takes a function, such as model.apply; got {type(fn).__name__}")
-
-
-def check_position(argnums: Sequence[int], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-    """Raises where the parameters are not among the positional arguments."""
-    if not all(isinstance(position, int) and position >= 0 for position in argnums):
-        raise ValueError(f"argnums must be the position of the parameters, counted from 0; got {argnums[0]!r}")
-    if max(argnums) >= len(args):
-        raise TypeError(
-            f"argument {max(argnums)} must be the parameters, by position, but {len(args)} positional arguments were "
-            f"given (and the keywords {sorted(kwargs)}); pass the parameters by position, or say argnums="
-        )

@@ -6,6 +6,7 @@ hands to optax there are no nodes, and `wn_jax.labels` would call everything `'o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -16,9 +17,9 @@ from flax import nnx
 
 from wn_jax._boxes import unbox
 from wn_jax._by_path import ByPath
+from wn_jax._calls import check_count, check_function
 from wn_jax._data_init import init_from_data as _init_from_data
 from wn_jax._node import WeightNorm, is_node
-from wn_jax._program.reading import check_callable
 from wn_jax._types import KeyPath, Leaf, Params, PyTree
 from wn_jax._uses import infer_axes as _infer_axes
 from wn_jax.nnx._nodes_in_place import nodes_of, rebuilt_copy
@@ -28,6 +29,7 @@ from wn_jax.nnx._weight_normed import WeightNormed
 Tree = TypeVar("Tree")
 
 
+@functools.partial(check_count, most=1)
 def infer_axes(fn: Callable[..., Any]) -> Callable[..., dict[str, tuple[int, ...]]]:
     """`wn_jax.infer_axes` for a function of an NNX model: `infer_axes(fn)(model, *args, **kwargs)`.
 
@@ -37,7 +39,7 @@ def infer_axes(fn: Callable[..., Any]) -> Callable[..., dict[str, tuple[int, ...
     >>> infer_axes(lambda model, x: model(x))(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), jnp.ones((4, 3)))
     {'kernel': (-2,)}
     """
-    check_callable("infer_axes", fn)
+    check_function("infer_axes", fn)
 
     def axes(model: nnx.Module, *args: Any, **kwargs: Any) -> dict[str, tuple[int, ...]]:
         graph, params = split(model)
@@ -62,7 +64,7 @@ def init_from_data(
     >>> bool(abs(wrapped(x).mean()) < 1e-6), bool(abs(wrapped(x).std() - 1) < 1e-6)
     (True, True)
     """
-    check_callable("init_from_data", fn)
+    check_function("init_from_data", fn, init_scale, zeros)
 
     def initialized(model: nnx.Module, *args: Any, **kwargs: Any) -> nnx.Module:
         graph, params = split(model)

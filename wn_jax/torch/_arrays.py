@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wn_jax._node import WeightNorm
-from wn_jax._safetensors import read_arrays
+from wn_jax._saving.file_format import read_arrays
 from wn_jax._tree import check_has_numbers
 from wn_jax._types import Leaf
 

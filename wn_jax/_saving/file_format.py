@@ -1,7 +1,7 @@
 """The file format: named arrays in a `.safetensors` file, and in its metadata the facts about them.
 
 This file owns which bytes stand for which array, and that reading them takes the memory of one array at a time. Which
-arrays a tree has is `_saving`'s; what the metadata may say is `_saved_facts`'s.
+arrays a tree has is `trees`'s; what the metadata may say is `facts`'s.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from wn_jax._files import check_regular, put_in_place
-from wn_jax._saved_facts import Facts, as_text, of_text
+from wn_jax._saving.facts import Facts, as_text, of_text
+from wn_jax._saving.files import check_regular, put_in_place
 
 _METADATA = "wn_jax"
 # What safetensors both writes and reads as NumPy arrays, by its own names.

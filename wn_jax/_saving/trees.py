@@ -4,7 +4,7 @@ A file holds each array under its path, `g` and `v` of a node as `.../kernel/g` 
 of safetensors can open it. Its metadata says which paths are nodes, and over which axes.
 
 This file owns which leaves go into a file, how they come out of it, and whether it fits a target. The parts of one leaf
-are `_saved_nodes`'s; how a file is written and read is `_safetensors`'s.
+are `nodes`'s; how a file is written and read is `file_format`'s.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from flax import nnx
 from jax.sharding import Sharding
 
 from wn_jax._node import Node, WeightNorm
-from wn_jax._safetensors import File, opened, write
-from wn_jax._saved_facts import Facts, Other, as_dicts, of_node
-from wn_jax._saved_nodes import Number, Value, filled, is_number, nodes_of, note_nodes, other_of, parts_of
+from wn_jax._saving.facts import Facts, Other, as_dicts, of_node
+from wn_jax._saving.file_format import File, opened, write
+from wn_jax._saving.nodes import Number, Value, filled, is_number, nodes_of, note_nodes, other_of, parts_of
 from wn_jax._tree import check_has_numbers, flatten_with_keys, is_array, leaf_path, sharding_of
 from wn_jax._types import Leaf, Params
 

@@ -1,7 +1,7 @@
 """Leaves as files hold them: the arrays and numbers in a leaf, by name, and the leaf again from these.
 
 A leaf may be an array, a number, a box around one, or a node, in which other nodes may stand. This file owns what a
-file holds of each; how the names of a whole tree are checked is `_saved_facts`'s.
+file holds of each; how the names of a whole tree are checked is `facts`'s.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from wn_jax._boxes import is_box, rebox, unbox
 from wn_jax._node import Node, WeightNorm, is_node
-from wn_jax._saved_facts import Facts, Other, of_node, within
+from wn_jax._saving.facts import Facts, Other, of_node, within
 from wn_jax._tree import is_array, leaf_path
 from wn_jax._types import Leaf
 
