@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import equinox
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,12 @@ def linen() -> None:
     wn.linen.from_weight_norm(theirs.init(jax.random.key(0), X))
 
 
+def equinox_models() -> None:
+    """The name of `wn_jax.equinox`."""
+    layer = equinox.nn.Linear(4, 3, key=jax.random.key(0))
+    wn.equinox.from_weight_norm(equinox.nn.WeightNorm(layer))
+
+
 def objects() -> None:
     """The names of `wn_jax.nnx`."""
     layer = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
@@ -182,4 +189,4 @@ def curvatures() -> None:
     print(curvature.cosine(step, natural.value), curvature.norm_growth(nodes, nodes))
 
 
-EVERYTHING = (core, optimizers, linen, objects, pytorch, curvatures)
+EVERYTHING = (core, optimizers, linen, equinox_models, objects, pytorch, curvatures)

@@ -19,7 +19,7 @@ from wn_jax._uses import infer_axes, weight_uses
 from wn_jax._wrap import wrap
 
 if TYPE_CHECKING:
-    from wn_jax import curvature, linen, nnx, optim, torch
+    from wn_jax import curvature, equinox, linen, nnx, optim, torch
 
 __version__ = "0.1.0"
 
@@ -28,6 +28,7 @@ __all__ = [
     "WeightNorm",
     "__version__",
     "curvature",
+    "equinox",
     "in_shard_map",
     "infer_axes",
     "init_from_data",
@@ -50,6 +51,7 @@ __all__ = [
 # The rest of the family, a module a line, imported when it is first touched: what nobody uses costs nobody time.
 _LAZY = (
     "curvature",
+    "equinox",
     "linen",
     "nnx",
     "optim",

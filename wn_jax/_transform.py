@@ -17,6 +17,7 @@ import jax.core
 import jax.numpy as jnp
 
 from wn_jax._boxes import unbox
+from wn_jax._foreign import hints
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._tree import abstract_weight, filled, flatten, has_nodes, listed, rebuild, unknown_paths
 from wn_jax._types import Axes, AxesRule, Leaf, Params, PyTree
@@ -63,6 +64,7 @@ def reparameterize(params: Params, axes: AxesRule) -> Params:
         raise ValueError(
             f"axes match no leaf of params, so nothing would be reparameterized. Its leaves are {listed(paths)}. "
             "wn_jax.kernel_axes(params) finds those named 'kernel'; for others give a dict {path: axes} or a function."
+            + "".join(f" {hint}" for hint in hints(params))
         )
     duplicates = [path for path, count in collections.Counter(paths).items() if count > 1 and path in chosen]
     if duplicates:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from wn_jax._calls import check_count, check_function
+from wn_jax._foreign import hints
 from wn_jax._program.notes import Reason
 from wn_jax._program.reading import ParameterLeaf, read
 from wn_jax._tree import listed
@@ -102,7 +103,9 @@ def weight_uses(fn: Callable[..., PyTree], argnums: int = 0) -> Callable[..., We
     @functools.wraps(fn)
     def uses(*args: Any, **kwargs: Any) -> WeightUses:
         reading = read(fn, (argnums,), args, kwargs, "to see how it uses its parameters.")
-        return WeightUses(map(_row, reading.leaves))
+        found = WeightUses(map(_row, reading.leaves))
+        found.hints = hints(args[argnums])
+        return found
 
     return uses
 
@@ -136,6 +139,9 @@ class WeightUse:
 class WeightUses(tuple[WeightUse, ...]):
     """A row for each parameter. `str` makes a table of it."""
 
+    hints: tuple[str, ...] = ()
+    """A sentence for each library whose weight norms the model holds already, with the call that makes them nodes."""
+
     def __str__(self) -> str:
         head = ["path", "shape", "reduction", "feature", "batch", "uses", "scale"]
         rows = [head, *map(_cells, self)]
@@ -145,7 +151,8 @@ class WeightUses(tuple[WeightUse, ...]):
         for use, cells in zip(self, rows[1:], strict=True):
             lines.append(_line([*cells, *_left_alone(use)], widths))
         reasons = sorted({use.reason for use in self if use.reason is not None})
-        return "\n".join(lines + [""] * bool(reasons) + [f"{reason}: {reason.explanation}" for reason in reasons])
+        notes = [*(f"{reason}: {reason.explanation}" for reason in reasons), *self.hints]
+        return "\n".join(lines + [""] * bool(notes) + notes)
 
 
 def _row(leaf: ParameterLeaf) -> WeightUse:

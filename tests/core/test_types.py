@@ -14,7 +14,7 @@ from tests import user_code
 from wn_jax import _types
 
 PACKAGE = Path(wn.__file__).parent
-MODULES = ("wn_jax", "wn_jax.curvature", "wn_jax.linen", "wn_jax.nnx", "wn_jax.optim", "wn_jax.torch")
+MODULES = ("wn_jax", "wn_jax.curvature", "wn_jax.equinox", "wn_jax.linen", "wn_jax.nnx", "wn_jax.optim", "wn_jax.torch")
 # Every public function and its arguments with their defaults, as version 0.1 had them.
 SIGNATURES = {
     "wn_jax": {
@@ -37,6 +37,9 @@ SIGNATURES = {
         "project_directions": "()",
         "transfer_state": "(opt_state, params, new_params)",
         "ProjectDirectionsState": "(norms)",
+    },
+    "wn_jax.equinox": {
+        "from_weight_norm": "(model)",
     },
     "wn_jax.linen": {"from_weight_norm": "(params, feature_axes=-1, epsilon=1e-12)"},
     "wn_jax.nnx": {
@@ -109,7 +112,7 @@ assert not any(f"wn_jax.{{name}}" in sys.modules for name in {lazy})
 for name in {lazy}:
     assert getattr(wn, name) is sys.modules[f"wn_jax.{{name}}"], name
 """
-    assert lazy == ["curvature", "linen", "nnx", "optim", "torch"]
+    assert lazy == ["curvature", "equinox", "linen", "nnx", "optim", "torch"]
     subprocess.run([sys.executable, "-c", program], check=True)
     with pytest.raises(AttributeError, match=r"module 'wn_jax' has no attribute 'optimizers'"):
         _ = wn.optimizers
