@@ -149,6 +149,7 @@ def pytorch() -> None:
         wn.torch.to_state_dict(tree, "newest")  # pyright: ignore[reportArgumentType]
     layers = [wn.torch.linear("a"), wn.torch.conv("b"), wn.torch.conv_transpose("c"), wn.torch.embedding("d")]
     layers += [wn.torch.norm("e"), wn.torch.batch_norm("f", "g"), wn.torch.lstm("h")]
+    layers += [wn.torch.gru("i"), wn.torch.gru_cell("j"), wn.torch.lstm_cell("k")]
     print(len(layers))
 
 

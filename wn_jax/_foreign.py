@@ -10,6 +10,7 @@ import dataclasses
 
 import jax
 
+from wn_jax._boxes import is_box
 from wn_jax._node import is_node
 from wn_jax._tree import leaf_path, listed
 from wn_jax._types import KeyPath, Leaf, Params
@@ -49,11 +50,15 @@ def is_weight_norm(x: Leaf) -> bool:
 def hints(params: Params) -> tuple[str, ...]:
     """A sentence for each library whose weight norms are in the tree."""
     found: dict[Library, list[str]] = {}
-    for keys, leaf in jax.tree.leaves_with_path(params, is_leaf=lambda x: is_node(x) or is_weight_norm(x)):
+    for keys, leaf in jax.tree.leaves_with_path(params, is_leaf=_is_whole):
         if place := _place(keys, leaf):
             library, path = place
             found.setdefault(library, []).append(path)
     return tuple(library.hint(paths) for library, paths in found.items())
+
+
+def _is_whole(x: Leaf) -> bool:
+    return is_node(x) or is_box(x) or is_weight_norm(x)
 
 
 def _place(keys: KeyPath, leaf: Leaf) -> tuple[Library, str] | None:

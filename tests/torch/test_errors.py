@@ -50,10 +50,6 @@ def without(state, key):
         ),
         (OLD | {"conv.weight_g": numbers(6)}, "'conv.weight_g' of shape (6,), .* fits no dim"),
         (OLD | {"conv.weight_g": numbers(6, 4, 1)}, "'conv.weight_g' of shape (6, 4, 1), .* fits no dim"),
-        (
-            {"conv.weight_g": numbers(1, 1, 1), "conv.weight_v": numbers(1, 4, 1)},
-            "'conv.weight_g' of shape (1, 1, 1), .* fits each dim of [0, 2]. .*say which: dim=0 .*={'conv.weight': 0}",
-        ),
         ({"weight_g": numbers(3), "weight_v": numbers(3)}, "'weight_g' of shape (3,), .* fits no dim: a norm has ()"),
         (OLD | {"conv.weight_v": np.ones((6, 4, 3), int)}, "'conv.weight_v' is int64, but .* floating-point arrays"),
         (OLD | {"conv.weight_g": np.ones((6, 1, 1), complex)}, "'conv.weight_g' is complex128, but .*real"),

@@ -100,13 +100,11 @@ def test_dim_is_read_from_the_shape_of_g(g, axes, scheme):
     np.testing.assert_allclose(tree["conv"]["weight"].weight(), expected.weight.detach().numpy(), rtol=1e-6)
 
 
-def test_an_ambiguous_shape_needs_dim_and_gives_the_same_weight_for_each():
+def test_a_shape_that_fits_several_dims_gives_the_same_weight_for_each():
     state = pair((1, 1, 1), (1, 1, 1)) | pair((1, 1, 5), (1, 1, 5), name="post.weight")
-    with pytest.raises(
-        ValueError, match=r"'conv.weight_g' of shape \(1, 1, 1\).* fits each dim of \[0, 1, 2\].*say which"
-    ):
-        from_state_dict(state)
-    tree = from_state_dict(state, dim=0)
+    unasked, tree = from_state_dict(state), from_state_dict(state, dim=0)
+    assert unasked["conv"]["weight"].axes == (-2, -1)
+    assert all(np.array_equal(to_state_dict(unasked, "old")[key], value) for key, value in state.items())
     assert (tree["conv"]["weight"].axes, tree["post"]["weight"].axes) == ((-2, -1), (-3, -2))
     other = from_state_dict(state, dim={"conv.weight": 2})
     assert other["conv"]["weight"].axes == (-3, -2)

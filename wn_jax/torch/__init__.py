@@ -16,7 +16,19 @@
 """
 
 from wn_jax.torch._flax import from_flax, to_flax
-from wn_jax.torch._layouts import Array, batch_norm, conv, conv_transpose, embedding, linear, lstm, norm
+from wn_jax.torch._layouts import (
+    Array,
+    batch_norm,
+    conv,
+    conv_transpose,
+    embedding,
+    gru,
+    gru_cell,
+    linear,
+    lstm,
+    lstm_cell,
+    norm,
+)
 from wn_jax.torch._state_dict import from_state_dict, to_state_dict
 
 __all__ = [
@@ -27,8 +39,11 @@ __all__ = [
     "embedding",
     "from_flax",
     "from_state_dict",
+    "gru",
+    "gru_cell",
     "linear",
     "lstm",
+    "lstm_cell",
     "norm",
     "to_flax",
     "to_state_dict",

@@ -24,6 +24,7 @@ from wn_jax.torch._arrays import ArrayOrNode
 from wn_jax.torch._fit import fitted
 from wn_jax.torch._layouts import Array, kind_of
 from wn_jax.torch._names import NameMap, Rule, rules_of
+from wn_jax.torch._spectral import find_spectral_norms
 from wn_jax.torch._state_dict import as_numpy, leaves_by_name, nested
 
 _OF_NNX = " (of an NNX model, take nnx.state(model, nnx.Param))"
@@ -195,6 +196,8 @@ def _left_over(found: Mapping[str, _Placed], unused: list[str], wanted: Mapping[
         problems.append(f"leaves of the target that get nothing: {listed}; give them a key, or leave them out{_OF_NNX}")
     if any(name.endswith(("weight_g", ".original0")) for name in unused):
         problems.append("halves of weights become nodes by from_state_dict: to_flax(from_state_dict(state), ...)")
+    if find_spectral_norms(unused):
+        problems.append("spectral norms become plain weights by from_state_dict(state, fold_spectral=True)")
     return problems
 
 

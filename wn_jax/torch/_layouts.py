@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import einops
@@ -22,7 +22,8 @@ from wn_jax._types import Shape
 from wn_jax.torch._arrays import ArrayOrNode
 
 _FOLD = "wn_jax.reconstruct the tree first, and take the weight as it is"
-_LSTM_GATES = "ifgo"  # in PyTorch's order, by Flax's names
+# In PyTorch's order, by Flax's names.
+_LSTM_GATES, _GRU_GATES = "ifgo", "rzn"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,17 +226,53 @@ def lstm(path: str, layer: int = 0, reverse: bool = False) -> Layer:
     Of a deeper LSTM, `lstm("params/cell_0") | lstm("params/cell_1", layer=1)`. The gates are apart in Flax, and the
     two biases of PyTorch are one.
     """
-    end = f"l{layer}" + ("_reverse" if reverse else "")
-    sizes = {"gate": len(_LSTM_GATES)}
+    return _lstm_cell(path, _end(layer, reverse))
 
-    def gates(side: str, leaf: str, layout: str, add: bool = False) -> Array:
-        return Array(tuple(_in(path, f"{side}{gate}/{leaf}") for gate in _LSTM_GATES), layout, sizes, add=add)
+
+def lstm_cell(path: str) -> Layer:
+    """A `torch.nn.LSTMCell` as an `nn.LSTMCell` or `nn.OptimizedLSTMCell` at `path`; as `lstm`."""
+    return _lstm_cell(path, "")
+
+
+def gru(path: str, layer: int = 0, reverse: bool = False) -> Layer:
+    """One layer and direction of a `torch.nn.GRU` as an `nn.GRUCell` at `path`.
+
+    Of a deeper GRU, `gru("params/cell_0") | gru("params/cell_1", layer=1)`. The gates are apart in Flax. Two of them
+    have one bias there, the sum of PyTorch's; the third has both, as one of these is inside of a product.
+    """
+    return _gru_cell(path, _end(layer, reverse))
+
+
+def gru_cell(path: str) -> Layer:
+    """A `torch.nn.GRUCell` as an `nn.GRUCell` at `path`; as `gru`."""
+    return _gru_cell(path, "")
+
+
+def _end(layer: int, reverse: bool) -> str:
+    """The end of the names in a recurrent module of PyTorch, where a cell has none."""
+    return f"_l{layer}" + ("_reverse" if reverse else "")
+
+
+def _lstm_cell(path: str, end: str) -> Layer:
+    bias = [f"h{gate}" for gate in _LSTM_GATES]
+    return _cell(path, end, _LSTM_GATES, bias, bias)
+
+
+def _gru_cell(path: str, end: str) -> Layer:
+    return _cell(path, end, _GRU_GATES, ["ir", "iz", "in"], ["ir", "iz", "hn"])
+
+
+def _cell(path: str, end: str, gates: str, bias_ih: list[str], bias_hh: list[str]) -> Layer:
+    """The arrays of a cell, each of which is shared out among the gates; and the layers that have the biases."""
+
+    def shared(layers: Iterable[str], leaf: str, layout: str, add: bool = False) -> Array:
+        return Array(tuple(_in(path, f"{layer}/{leaf}") for layer in layers), layout, {"gate": len(gates)}, add=add)
 
     return {
-        f"weight_ih_{end}": gates("i", "kernel", "(gate o) i -> gate i o"),
-        f"weight_hh_{end}": gates("h", "kernel", "(gate o) i -> gate i o"),
-        f"bias_ih_{end}": gates("h", "bias", "(gate o) -> gate o", add=True),
-        f"bias_hh_{end}": gates("h", "bias", "(gate o) -> gate o", add=True),
+        f"weight_ih{end}": shared([f"i{gate}" for gate in gates], "kernel", "(gate o) i -> gate i o"),
+        f"weight_hh{end}": shared([f"h{gate}" for gate in gates], "kernel", "(gate o) i -> gate i o"),
+        f"bias_ih{end}": shared(bias_ih, "bias", "(gate o) -> gate o", add=True),
+        f"bias_hh{end}": shared(bias_hh, "bias", "(gate o) -> gate o", add=True),
     }
 
 

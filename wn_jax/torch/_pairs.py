@@ -18,7 +18,7 @@ from wn_jax._node import WeightNorm
 from wn_jax._types import Shape
 
 Dims: TypeAlias = int | Mapping[str, int]
-"""PyTorch's `dim` of weights for which the shape of `g` leaves it open: one for all, or by the weight's name."""
+"""PyTorch's `dim` of weights for which shapes leave it open: one for all, or by the weight's name."""
 
 Scheme: TypeAlias = Literal["new", "old"]
 """`torch.nn.utils.parametrizations.weight_norm`, or `torch.nn.utils.weight_norm`."""
@@ -161,11 +161,7 @@ def _dim(pair: Pair, g: Shape, v: Shape, dim: Dims | None) -> int:
         shapes = f"a norm has {', '.join(map(str, possible))}{' or ' if possible else ''}()"
         raise ValueError(f"{about} fits no dim: {shapes}; mend it{_or_plain(pair)}")
     given = dim.get(pair.weight) if isinstance(dim, Mapping) else dim if len(found) > 1 else None
-    if given is None and len(found) > 1:
-        raise ValueError(
-            f"{about} fits each dim of {found}. The weight is the same for each; say which: dim={found[0]} for all "
-            f"such weights, or dim={{{pair.weight!r}: {found[0]}}}"
-        )
     if given is not None and given not in found:
         raise ValueError(f"{about} fits dim {' or '.join(map(str, found))}, and not the given {given}")
+    # Several fit only where each has the size 1, and then the norm is one over everything, whichever is meant.
     return found[0] if given is None else given

@@ -22,10 +22,14 @@ from wn_jax._tree import check_has_numbers, flatten_with_keys, is_array, leaf_pa
 from wn_jax._types import Leaf, Params
 from wn_jax.torch._arrays import ArrayOrNode, arrays_of, cast
 from wn_jax.torch._pairs import Dims, Pair, Scheme, check_known, find_pairs, half_names, node_of
+from wn_jax.torch._spectral import find_spectral_norms, folded
 
 
 def from_state_dict(
-    state: Mapping[str, Leaf] | str | os.PathLike[str], dim: Dims | None = None, plain: Collection[str] = ()
+    state: Mapping[str, Leaf] | str | os.PathLike[str],
+    dim: Dims | None = None,
+    plain: Collection[str] = (),
+    fold_spectral: bool = False,
 ) -> dict[str, Params]:
     """A state dict as a tree, nested at the dots of its names, with a `WeightNorm` node for each normalized weight.
 
@@ -37,8 +41,11 @@ def from_state_dict(
         state: a mapping from names to torch tensors, NumPy or JAX arrays, or the path of a `.safetensors` file.
         dim: PyTorch's `dim` (the axis that `g` is for) of weights for which the shape of `g` leaves it open, as where
             a convolution has one input and one output: one for all of them, or a dict from the weight's name
-            (`'decoder.conv.weight'`). The weight is the same for each `dim`.
+            (`'decoder.conv.weight'`). It is not needed, as the weight is the same for each. For spectral norms of
+            square weights it is.
         plain: names of weights whose halves stay two plain arrays, as they only look like a pair.
+        fold_spectral: whether weights under PyTorch's spectral norm, in either scheme, become plain weights: those that
+            PyTorch computes in evaluation. Else their three arrays stay, under their names.
 
     Returns:
         Nested dicts of NumPy arrays. They share memory with the tensors, where those are on the CPU: training the
@@ -46,8 +53,8 @@ def from_state_dict(
 
     Raises:
         ValueError: half of a pair is missing; a weight is there twice, in two schemes or also folded; `g` fits no
-            `dim`, or several; a half is no floating-point array, has NaN or infinity, or another dtype than the other;
-            the file is cut off; a value is no array.
+            `dim`, or a spectral norm several; a half is no floating-point array, has NaN or infinity, or another dtype
+            than the other; the file is cut off; a value is no array.
         TypeError: `state` is neither a mapping of names nor a path; `dim` or `plain` is of a wrong type.
         OSError: the file cannot be read.
 
@@ -59,10 +66,13 @@ def from_state_dict(
     ['conv.bias', 'conv.parametrizations.weight.original0', 'conv.parametrizations.weight.original1']
     """
     arrays = arrays_of(state)
-    pairs = find_pairs(arrays, plain)
     if not isinstance(dim, Mapping | int | None):
         raise TypeError(f"dim is an int, or a dict from names to ints; got {dim!r}")
-    check_known(dim if isinstance(dim, Mapping) else (), pairs)
+    norms = find_spectral_norms(arrays) if fold_spectral else []
+    if norms:
+        arrays = folded(arrays, norms, dim)
+    pairs = find_pairs(arrays, plain)
+    check_known(dim if isinstance(dim, Mapping) else (), {*pairs, *(norm.weight for norm in norms)})
     return nested(_with_nodes(arrays, pairs.values(), dim))
 
 
