@@ -47,7 +47,7 @@ ORDER = {
         ["strict"],
     ],
     "wn_jax._saving": [
-        ["files", "facts"],
+        ["files", "facts", "kinds"],
         ["file_format", "nodes"],
         ["trees"],
         ["__init__"],

@@ -53,9 +53,7 @@ def test_a_gru_gate_by_gate(normalized, bias):
 
     again = to_state_dict(from_flax(params, names))
     assert again.keys() == state.keys()
-    kept = {
-        key.removeprefix("rnn."): torch.from_numpy(value) for key, value in again.items() if bias or "bias" not in key
-    }
+    again = {key.removeprefix("rnn."): torch.from_numpy(value) for key, value in again.items()}
     before = outputs(layer)
     layer.load_state_dict({key: value for key, value in again.items() if bias or "bias" not in key})
     np.testing.assert_allclose(outputs(layer), before, rtol=1e-5, atol=1e-6)

@@ -18,6 +18,7 @@ import safetensors.numpy
 
 from wn_jax._saving.facts import Facts, as_text, of_text
 from wn_jax._saving.files import check_regular, put_in_place
+from wn_jax._saving.kinds import described
 
 _METADATA = "wn_jax"
 # What safetensors both writes and reads as NumPy arrays, by its own names.
@@ -128,6 +129,5 @@ def _opened(path: Path) -> Iterator[safetensors.safe_open]:
         with safetensors.safe_open(path, framework="numpy", backend="pread") as file:
             yield file
     except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: not a complete safetensors file ({error}); it was cut off or is something else"
-        ) from None
+        kind = described(path) or "it was cut off or is something else"
+        raise ValueError(f"{path}: not a complete safetensors file ({error}); {kind}") from None

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from wn_jax._node import WeightNorm
-from wn_jax._saving.file_format import read_arrays
 from wn_jax._tree import check_has_numbers
 from wn_jax._types import Leaf
+from wn_jax.torch._files import read_checkpoint
 
 ArrayOrNode: TypeAlias = np.ndarray | WeightNorm
 """A leaf of a tree in PyTorch's layout: an array, or a weight in two halves that are such arrays."""
@@ -37,7 +37,7 @@ def arrays_of(state: Mapping[str, Leaf] | str | os.PathLike[str]) -> dict[str, n
         OSError: the file cannot be read.
     """
     if isinstance(state, str | os.PathLike):
-        arrays = _of_file(Path(state))
+        arrays = read_checkpoint(Path(state))
     elif isinstance(state, Mapping):
         arrays = {_name(name): _array(name, value) for name, value in state.items()}
     else:
@@ -45,17 +45,6 @@ def arrays_of(state: Mapping[str, Leaf] | str | os.PathLike[str]) -> dict[str, n
     if not arrays:
         raise ValueError("the state dict is empty")
     return arrays
-
-
-def _of_file(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return read_arrays(path)
-    except ValueError:  # a safetensors file may begin with any bytes, so the others are asked after it was none
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start.startswith((b"PK\x03\x04", b"\x80\x02")):  # a zip archive, and before PyTorch 1.6 a bare pickle
-            raise ValueError(f"{path} is a pickle of PyTorch; {_NO_STATE_DICT}") from None
-        raise
 
 
 def _name(name: object) -> str:
@@ -79,7 +68,7 @@ def _array(name: str, value: Leaf) -> np.ndarray:
         raise ValueError(f"{name!r} is no array or tensor, but of type {type(value).__name__}; leave it out")
     if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise ValueError(f"{name!r} is an array of {array.dtype}, not of numbers; leave it out")
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes this machine's byte order only
 
 
 def _of_tensor(name: str, tensor: Leaf) -> np.ndarray:

@@ -38,7 +38,8 @@ def from_state_dict(
     both are there (VITS has `emb_rel_v` alone).
 
     Arguments:
-        state: a mapping from names to torch tensors, NumPy or JAX arrays, or the path of a `.safetensors` file.
+        state: a mapping from names to torch tensors, NumPy or JAX arrays; or the path of a `.safetensors` file, of the
+            index of a checkpoint in parts (`model.safetensors.index.json`), or of a folder that holds one of these.
         dim: PyTorch's `dim` (the axis that `g` is for) of weights for which the shape of `g` leaves it open, as where
             a convolution has one input and one output: one for all of them, or a dict from the weight's name
             (`'decoder.conv.weight'`). It is not needed, as the weight is the same for each. For spectral norms of
@@ -54,9 +55,10 @@ def from_state_dict(
     Raises:
         ValueError: half of a pair is missing; a weight is there twice, in two schemes or also folded; `g` fits no
             `dim`, or a spectral norm several; a half is no floating-point array, has NaN or infinity, or another dtype
-            than the other; the file is cut off; a value is no array.
+            than the other; a file is cut off, or of another kind, which is named; parts and their index do not have the
+            same arrays; a value is no array.
         TypeError: `state` is neither a mapping of names nor a path; `dim` or `plain` is of a wrong type.
-        OSError: the file cannot be read.
+        OSError: a file cannot be read, or a part is missing.
 
     >>> state = {"conv.weight_g": np.ones((6, 1, 1)), "conv.weight_v": np.ones((6, 4, 3)), "conv.bias": np.zeros(6)}
     >>> tree = from_state_dict(state)
