@@ -1,13 +1,15 @@
 """GRUs, and cells of both kinds: the outputs of PyTorch's, from its state dicts, and the way back."""
 
+import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import wn_jax as wn
-from wn_jax.torch import from_flax, from_state_dict, gru, gru_cell, lstm_cell, to_flax, to_state_dict
+from wn_jax.torch import Array, from_flax, from_state_dict, gru, gru_cell, lstm_cell, to_flax, to_state_dict
 
 torch = pytest.importorskip("torch")
 parametrizations = torch.nn.utils.parametrizations
@@ -114,3 +116,30 @@ def test_one_step_of_a_cell(theirs, ours, layout, normalized):
     for name in again:
         if "bias" not in name:
             np.testing.assert_array_equal(again[name], layer.state_dict()[name].numpy())
+
+
+def test_an_lstm_cell_of_equinox():
+    torch.manual_seed(0)
+    layer = torch.nn.utils.parametrizations.weight_norm(torch.nn.LSTMCell(3, 5), "weight_ih")
+    names = {"weight_ih": "weight_ih", "weight_hh": "weight_hh"}
+    names |= {name: Array("bias", add=True) for name in ("bias_ih", "bias_hh")}
+    cell = eqx.nn.LSTMCell(3, 5, key=jax.random.key(0))
+    cell = to_flax(from_state_dict(layer.state_dict()), cell, names)
+    x, h, c = (np.random.default_rng(i).standard_normal(size, np.float32) for i, size in enumerate((3, 5, 5)))
+    with torch.no_grad():
+        expected = layer(*(torch.from_numpy(x[None]), [torch.from_numpy(h[None]), torch.from_numpy(c[None])]))
+    ours = wn.wrap(lambda cell, x: cell(x, (jnp.asarray(h), jnp.asarray(c))))(cell, jnp.asarray(x))
+    for value, other in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(value, other.numpy()[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_linear_layer_of_haiku():
+    torch.manual_seed(0)
+    layer = parametrizations.weight_norm(torch.nn.Linear(3, 5))
+    net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([5])(x)))
+    target = net.init(jax.random.key(0), X)
+    names = {"fc": {"weight": Array("mlp/~/linear_0/w", "o i -> i o"), "bias": "mlp/~/linear_0/b"}}
+    state = {f"fc.{name}": value for name, value in layer.state_dict().items()}
+    params = to_flax(from_state_dict(state), target, names)
+    with torch.no_grad():
+        np.testing.assert_allclose(wn.wrap(net.apply)(params, X), layer(torch.from_numpy(X)).numpy(), atol=1e-6)
