@@ -42,9 +42,10 @@ ORDER = {
         ["strict"],
     ],
     "experiments": [
-        ["__init__", "errors", "environment"],
-        ["schema", "files", "drawing"],
-        ["parametrizations", "processes"],
+        ["__init__", "errors"],
+        ["schema", "drawing"],
+        ["files"],
+        ["environment", "parametrizations", "processes"],
         ["optimizers"],
         ["data"],
         ["tasks"],
