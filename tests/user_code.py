@@ -86,6 +86,8 @@ def core() -> None:
     with tempfile.TemporaryDirectory() as folder:
         wn.save(Path(folder) / "params.safetensors", nodes)
         wn.load(f"{folder}/params.safetensors", target=nodes)
+    node = nodes["kernel"]
+    wn.nodes_from_dicts({"kernel": {"g": node.g, "v": node.v}}, {"kernel": -2})
 
 
 def optimizers() -> None:

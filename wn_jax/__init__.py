@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from wn_jax import _interop as _interop  # registers nodes with flax.serialization and jax.export
 from wn_jax import _pickles as _pickles  # lets pickles of before find the classes that moved
 from wn_jax._data_init import init_from_data
+from wn_jax._from_dicts import nodes_from_dicts
 from wn_jax._node import Node, WeightNorm
 from wn_jax._saving import load, save
 from wn_jax._shard_map import in_shard_map
@@ -35,6 +36,7 @@ __all__ = [
     "linen",
     "load",
     "nnx",
+    "nodes_from_dicts",
     "optim",
     "reconstruct",
     "reparameterize",

@@ -3,8 +3,8 @@
 A file holds each array under its path, `g` and `v` of a node as `.../kernel/g` and `.../kernel/v`, so that any reader
 of safetensors can open it. Its metadata says which paths are nodes, and over which axes.
 
-This file owns which leaves go into a file, how they come out of it, and whether it fits a target. How a file is
-written and read is `_safetensors`'s.
+This file owns which leaves go into a file, how they come out of it, and whether it fits a target. The parts of one leaf
+are `_saved_nodes`'s; how a file is written and read is `_safetensors`'s.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +20,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
 
-from wn_jax._boxes import rebox, unbox
-from wn_jax._node import WeightNorm, is_node
+from wn_jax._node import Node, WeightNorm
 from wn_jax._safetensors import File, opened, write
-from wn_jax._saved_facts import Facts, as_dicts, of_node
+from wn_jax._saved_facts import Facts, Other, as_dicts, of_node
+from wn_jax._saved_nodes import Number, Value, filled, is_number, nodes_of, note_nodes, other_of, parts_of
 from wn_jax._tree import check_has_numbers, flatten_with_keys, is_array, leaf_path, sharding_of
 from wn_jax._types import Leaf, Params
-
-_Number: TypeAlias = int | float
-_Array: TypeAlias = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
-_Value: TypeAlias = _Array | _Number
-"""A part of a leaf: an array, which in a target may be abstract, or a number of Python."""
 
 
 def save(path: str | os.PathLike[str], params: Params) -> None:
@@ -43,8 +37,8 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
 
     Arguments:
         path: the file. An existing one is replaced; its folder must exist.
-        params: any pytree, or an NNX module. Arrays, random keys and the numbers of Python are saved. Other leaves
-            (the functions in an Equinox tree) are not.
+        params: any pytree, or an NNX module. Arrays, random keys and the numbers of Python are saved, in nodes of any
+            type and in nodes within nodes, too. Other leaves (the functions in an Equinox tree) are not.
 
     Raises:
         ValueError: there is nothing to save; two leaves have one path; an array is abstract, traced, partly on
@@ -70,10 +64,10 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
 def load(path: str | os.PathLike[str], target: Params = None) -> Params:
     """The tree that `save` wrote.
 
-    With a target, paths, axes, shapes and dtypes must agree with it. Arrays come back in its boxes and with its
-    shardings, and leaves that are neither arrays nor numbers come from it. Without a target, nested dicts come back, by
-    the keys of the saved tree, without boxes. Arrays are read one by one, so that it takes the memory of the tree and
-    of one array more.
+    With a target, paths, types of nodes, axes, shapes and dtypes must agree with it. Arrays come back in its boxes and
+    with its shardings, and leaves that are neither arrays nor numbers come from it. Without a target, nested dicts come
+    back, by the keys of the saved tree, without boxes. Arrays are read one by one, so that it takes the memory of the
+    tree and of one array more.
 
     Arguments:
         path: the file.
@@ -81,10 +75,12 @@ def load(path: str | os.PathLike[str], target: Params = None) -> Params:
             (`jax.eval_shape(lambda: wn_jax.reparameterize(model.init(key, x), axes))`).
 
     Returns:
-        A new tree, with `WeightNorm` nodes where the saved one had them; of a module, a new module.
+        A new tree, with `WeightNorm` nodes where the saved one had them; of a module, a new module. Nodes of other
+        types come back into a target only.
 
     Raises:
-        ValueError: the file is cut off, was not written by `save`, or does not fit the target.
+        ValueError: the file is cut off, was not written by `save`, or does not fit the target; there is no target, and
+            the file has a node of another type than `WeightNorm`, which is named.
         OSError: the file cannot be read, or is no regular file.
     """
     with opened(Path(path)) as file:
@@ -115,16 +111,16 @@ def _content_of(params: Params) -> tuple[Facts, dict[str, np.ndarray]]:
     facts, arrays, taken = Facts(), {}, set()
     for keys, leaf in flatten_with_keys(params)[0]:
         name = leaf_path(keys)
-        values = _parts(name, leaf)
-        if {name, *values} & taken:
+        values = parts_of(name, leaf)
+        names = {name, *values, *nodes_of(name, leaf)}
+        if names & taken:
             raise ValueError(f"two leaves have the path {name!r}; rename one of the keys that contain '/'")
         if values:
             facts.paths[name] = [leaf_path((key,)) for key in keys]
-            taken |= {name, *values}
-        if isinstance(leaf, WeightNorm):
-            facts.nodes[name] = leaf.axes
+            taken |= names
+        note_nodes(name, leaf, values, facts)
         for part, value in values.items():
-            if _is_number(value):
+            if is_number(value):
                 facts.numbers[part] = _checked_number(part, value)
             else:
                 arrays[part] = _to_numpy(part, value, facts.keys)
@@ -134,7 +130,7 @@ def _content_of(params: Params) -> tuple[Facts, dict[str, np.ndarray]]:
     return facts, arrays
 
 
-def _checked_number(name: str, number: _Number) -> _Number:
+def _checked_number(name: str, number: Number) -> Number:
     """The number itself. Raises where it has more digits than Python reads."""
     try:
         str(number)
@@ -143,36 +139,7 @@ def _checked_number(name: str, number: _Number) -> _Number:
     return number
 
 
-def _parts(name: str, leaf: Leaf) -> dict[str, _Value]:
-    """The arrays and numbers of a leaf, by their names in a file: two of a node, none of a function.
-
-    Raises:
-        ValueError: it is a node, or a box, of a kind that a file cannot hold.
-    """
-    if isinstance(leaf, WeightNorm):
-        found = dict(zip(of_node(name), (unbox(leaf.g), unbox(leaf.v)), strict=True))
-        if not all(map(is_array, found.values())):
-            raise ValueError(f"{name!r} is a node that holds no arrays (labels, specs or masks), or another node")
-        return found
-    if is_node(leaf):
-        raise ValueError(f"{name!r} is a {type(leaf).__name__}; of nodes, a file can hold WeightNorm only")
-    value = unbox(leaf)
-    if is_array(value) or _is_number(value):
-        return {name: value}
-    if value is not leaf:
-        raise ValueError(
-            f"{name!r} is a {type(leaf).__name__} around a {type(value).__name__}, and not around an array; leave it "
-            "out (nnx.split(model, nnx.Param, ...)), or use Orbax"
-        )
-    return {}
-
-
-def _is_number(x: Leaf) -> TypeGuard[_Number]:
-    """Whether `x` is a number of Python."""
-    return isinstance(x, (bool, int, float)) and not isinstance(x, np.generic)  # np.float64 is a float, too
-
-
-def _to_numpy(name: str, value: _Value, keys: dict[str, str]) -> np.ndarray:
+def _to_numpy(name: str, value: Value, keys: dict[str, str]) -> np.ndarray:
     """The numbers of an array; of random keys their data, noting in `keys` of which kind they are."""
     check_has_numbers(name, value)
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
@@ -184,13 +151,22 @@ def _to_numpy(name: str, value: _Value, keys: dict[str, str]) -> np.ndarray:
 # Out of a file: as nested dicts, or in the places of a target's leaves.
 
 
-def _leaf(name: str, file: File) -> _Number | WeightNorm | jax.Array:
-    """The number, node or array of this name."""
+def _leaf(name: str, file: File) -> Number | WeightNorm | jax.Array:
+    """The number, node or array of this name.
+
+    Raises:
+        ValueError: it is a node of another type than `WeightNorm`.
+    """
     if name in file.facts.numbers:
         return file.facts.numbers[name]
     if name in file.facts.nodes:
-        g, v = (_to_jax(part, file) for part in of_node(name))
+        g, v = (_leaf(part, file) for part in of_node(name))
         return WeightNorm(g, v, file.facts.nodes[name])
+    if name in file.facts.others:
+        raise ValueError(
+            f"{name!r} is a node of the type {file.facts.others[name]}, which load cannot make without a target; give "
+            "it a tree that has such a node there (jax.eval_shape makes one without numbers)"
+        )
     return _to_jax(name, file)
 
 
@@ -220,22 +196,18 @@ def _into(target: Params, file: File, path: str | os.PathLike[str]) -> Params:
 
 def _filled(name: str, leaf: Leaf, file: File) -> Leaf:
     """A leaf of the target with what the file has."""
-    values = _parts(name, leaf)
-    if isinstance(leaf, WeightNorm):
-        g, v = (_placed(part, value, file) for part, value in values.items())
-        return WeightNorm(rebox(leaf.g, g), rebox(leaf.v, v), leaf.axes)
-    return rebox(leaf, _placed(name, values[name], file)) if values else leaf
+    return filled(leaf, {part: _placed(part, value, file) for part, value in parts_of(name, leaf).items()}, name)
 
 
-def _placed(name: str, value: _Value, file: File) -> jax.Array | np.ndarray | _Number:
+def _placed(name: str, value: Value, file: File) -> jax.Array | np.ndarray | Number:
     """The number or array of this name, of the kind and in the place of the target's `value`."""
     if name in file.facts.numbers:
         number = file.facts.numbers[name]
         return jnp.asarray(number, value.dtype) if is_array(value) else number
-    if _is_number(value):
+    if is_number(value):
         return file.read(name).item()
     if isinstance(value, (np.ndarray, np.generic)):
-        return file.read(name)
+        return file.read(name).astype(value.dtype, copy=False)  # in its byte order
     return _to_jax(name, file, sharding_of(value))
 
 
@@ -245,7 +217,7 @@ def _placed(name: str, value: _Value, file: File) -> jax.Array | np.ndarray | _N
 def _check_fits(path: str | os.PathLike[str], leaves: Mapping[str, Leaf], file: File) -> None:
     """Raises, naming the first few of all reasons, unless a file has just these leaves."""
     problems = [problem for name, leaf in leaves.items() for problem in _problems(name, leaf, file)]
-    known = {name for name, leaf in leaves.items() if _parts(name, leaf)}
+    known = {name for name, leaf in leaves.items() if parts_of(name, leaf)}
     problems += [f"{name!r} is in the file, but not in the target" for name in sorted(set(file.facts.paths) - known)]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
@@ -257,27 +229,53 @@ def _check_fits(path: str | os.PathLike[str], leaves: Mapping[str, Leaf], file: 
 
 def _problems(name: str, leaf: Leaf, file: File) -> list[str]:
     """In what a leaf of the target differs from the file's."""
-    values = _parts(name, leaf)
+    values = parts_of(name, leaf)
     if not values:
         return []
     if name not in file.facts.paths:
         return [f"{name!r} is in the target, but not in the file"]
-    saved = file.facts.nodes.get(name)
-    axes = leaf.axes if isinstance(leaf, WeightNorm) else None
-    if saved is None and axes is not None:
-        return [
-            f"{name!r} is a plain weight in the file and a node in the target (load into the plain tree, then "
-            "reparameterize)"
-        ]
-    if axes is None and saved is not None:
-        return [f"{name!r} is a node in the file and a plain weight in the target (reparameterize the target)"]
-    if saved != axes:
-        return [f"the node {name!r} reduces over axes {saved} in the file and {axes} in the target"]
+    if problem := _node_problem(name, leaf, file.facts):
+        return [problem]
+    saved = file.facts.parts_of(name)
+    if of_one := sorted(set(saved) ^ set(values)):
+        return [f"{of_one[0]!r} is in the {'file' if of_one[0] in saved else 'target'} only"]
     differences = (_difference(part, value, file) for part, value in values.items())
     return [difference for difference in differences if difference]
 
 
-def _difference(name: str, value: _Value, file: File) -> str | None:
+def _node_problem(name: str, leaf: Leaf, facts: Facts) -> str | None:
+    """In what the nodes at a leaf of the target differ from the file's, or None."""
+    ours = {path: _kind_of(node) for path, node in nodes_of(name, leaf).items()}
+    theirs = facts.kinds_at(name)
+    if name in ours and name not in theirs:
+        return (
+            f"{name!r} is a plain weight in the file and a node in the target (load into the plain tree, then "
+            "reparameterize)"
+        )
+    if name in theirs and name not in ours:
+        return f"{name!r} is a node in the file and a plain weight in the target (reparameterize the target)"
+    for path in sorted(ours.keys() | theirs.keys()):
+        saved, wanted = theirs.get(path), ours.get(path)
+        if isinstance(saved, tuple) and isinstance(wanted, tuple) and saved != wanted:
+            return f"the node {path!r} reduces over axes {saved} in the file and {wanted} in the target"
+        if saved != wanted:
+            return f"{path!r} is {_described(saved)} in the file and {_described(wanted)} in the target"
+    return None
+
+
+def _kind_of(node: Node) -> tuple[int, ...] | Other:
+    """The kind of a node, as `Facts.kinds_at` has it."""
+    return node.axes if isinstance(node, WeightNorm) else other_of(node)
+
+
+def _described(kind: tuple[int, ...] | Other | None) -> str:
+    """A kind of node, for a message."""
+    if kind is None:
+        return "no node"
+    return f"a WeightNorm over the axes {kind}" if isinstance(kind, tuple) else f"the node {kind}"
+
+
+def _difference(name: str, value: Value, file: File) -> str | None:
     """In what an array or number of the target differs from the file's, or None."""
     ours, theirs = _saved_kind(name, file), _kind(value)
     first, second = sorted((ours, theirs))
@@ -290,7 +288,7 @@ def _difference(name: str, value: _Value, file: File) -> str | None:
     return None
 
 
-def _holds(dtype: np.dtype, number: _Number) -> bool:
+def _holds(dtype: np.dtype, number: Number) -> bool:
     """Whether an array of this dtype can hold a number of Python. Rounding is allowed, and losing it is not."""
     if isinstance(number, float):
         return jnp.issubdtype(dtype, np.inexact)
@@ -300,8 +298,9 @@ def _holds(dtype: np.dtype, number: _Number) -> bool:
         return False
 
 
-def _kind(value: _Value) -> str:
-    return f"{value.dtype}{list(value.shape)}" if is_array(value) else "a number"
+def _kind(value: Value) -> str:
+    # A dtype's name is the same in either byte order.
+    return f"{value.dtype.name}{list(value.shape)}" if is_array(value) else "a number"
 
 
 def _saved_kind(name: str, file: File) -> str:

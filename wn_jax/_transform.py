@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, is_node
-from wn_jax._tree import abstract_weight, did_you_mean, filled, flatten, listed, rebuild
+from wn_jax._tree import abstract_weight, filled, flatten, has_nodes, listed, rebuild, unknown_paths
 from wn_jax._types import Axes, AxesRule, Leaf, Params, PyTree
 
 Tree = TypeVar("Tree")
@@ -91,7 +91,7 @@ def reconstruct(tree: Tree) -> Tree:
     >>> reconstruct(reparameterize(params, kernel_axes(params)))["kernel"].shape
     (3, 2)
     """
-    if not any(map(is_node, jax.tree.leaves(tree, is_leaf=is_node))):
+    if not has_nodes(tree):
         return tree  # itself, with containers that JAX would make anew
     return jax.tree.map(rebuild, tree, is_leaf=is_node)
 
@@ -159,7 +159,7 @@ def _choose(axes: AxesRule, paths: list[str], leaves: list[Leaf]) -> dict[str, A
     if isinstance(axes, Mapping):
         unknown = [path for path in axes if path not in paths]
         if unknown:
-            raise ValueError(_unknown_paths(unknown, paths))
+            raise ValueError(unknown_paths("axes name", unknown, paths))
         answers = list(axes.items())
     elif callable(axes):
         answers = [(path, axes(path, _array_of(leaf))) for path, leaf in zip(paths, leaves, strict=True)]
@@ -169,18 +169,6 @@ def _choose(axes: AxesRule, paths: list[str], leaves: list[Leaf]) -> dict[str, A
             f"{type(axes).__name__}"
         )
     return {path: answer for path, answer in answers if answer is not None}
-
-
-def _unknown_paths(unknown: list[str], paths: list[str]) -> str:
-    """The message about paths that `params` does not have."""
-
-    def line(path: object) -> str:
-        if not isinstance(path, str):
-            return f"{path!r} (a path is a string such as 'params/Dense_0/kernel')"
-        return repr(path) + did_you_mean(path, paths)
-
-    shown = "; ".join(line(path) for path in unknown[:5]) + ("; ..." if len(unknown) > 5 else "")
-    return f"axes name leaves that params does not have: {shown}. Its leaves are {listed(paths)}."
 
 
 def _array_of(leaf: Leaf) -> Leaf:
@@ -203,6 +191,10 @@ def _node_of(path: str, leaf: Leaf, axes: Axes) -> WeightNorm:
         )
     if not (hasattr(array, "shape") and hasattr(array, "dtype")):
         raise ValueError(f"{path!r} is a {type(array).__name__}, not an array, and has no norm; leave it out of axes")
+    if not getattr(array.dtype, "isnative", True):  # random keys have dtypes of JAX's own
+        raise ValueError(
+            f"{path!r} is in another byte order ({array.dtype.str}) than JAX takes; cast it: x.astype(x.dtype.name)"
+        )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
             f"{path!r} has shape {array.shape} and dtype {array.dtype}, but weight normalization needs real "

@@ -7,6 +7,7 @@ This file owns how wn_jax walks a parameter tree, and what can be asked of a lea
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import jax
@@ -35,12 +36,31 @@ def flatten_with_keys(params: Params) -> tuple[list[tuple[KeyPath, Leaf]], TreeD
     return jax.tree.flatten_with_path(params, is_leaf=lambda x: is_node(x) or is_box(x))
 
 
+def has_nodes(tree: PyTree) -> bool:
+    """Whether a node stands somewhere in the tree."""
+    return any(map(is_node, jax.tree.leaves(tree, is_leaf=is_node)))
+
+
 def did_you_mean(path: str, paths: list[str]) -> str:
     """A guess at which of `paths` was meant, to be put behind the path in a message; or nothing."""
     # A `params/` too many or too few is the likely slip, and difflib does not rank it first.
     moved = [other for other in paths if other.split("/", 1)[-1] == path or path.split("/", 1)[-1] == other]
     close = moved or difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, close[:3]))}?)" if close else ""
+
+
+def unknown_paths(who: str, unknown: Sequence[object], paths: list[str]) -> str:
+    """The message about paths that a tree does not have; `who` says that someone names them."""
+
+    def line(path: object) -> str:
+        if not isinstance(path, str):
+            return f"{path!r} (a path is a string such as 'params/Dense_0/kernel')"
+        if {f"{path}/g", f"{path}/v"} <= set(paths):
+            return f"{path!r} (a dict of g and v: wn_jax.nodes_from_dicts(params, axes) makes a node of it)"
+        return repr(path) + did_you_mean(path, paths)
+
+    shown = "; ".join(map(line, unknown[:5])) + ("; ..." if len(unknown) > 5 else "")
+    return f"{who} leaves that params does not have: {shown}. Its leaves are {listed(paths)}."
 
 
 def listed(paths: list[str]) -> str:

@@ -17,13 +17,14 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from wn_jax._boxes import unbox
+from wn_jax._from_dicts import note_on_dicts
 from wn_jax._node import Node, is_node
 from wn_jax._program.factored import Factored, Operand, weight
 from wn_jax._program.reading import ParameterLeaf, Reading, check_callable, check_position, read
 from wn_jax._program.run import Runner
 from wn_jax._program.strict import Strict, check_places
 from wn_jax._transform import reconstruct
-from wn_jax._tree import flatten, is_traced, with_plain_children
+from wn_jax._tree import flatten, has_nodes, is_traced, with_plain_children
 from wn_jax._types import Params, PyTree, Scale
 
 Result = TypeVar("Result")
@@ -87,7 +88,7 @@ def wrap(
             if scale == "weight":
                 return _run_on_weights(fn, positions, args, kwargs)
             return _run_factored(fn, positions, args, kwargs, scale == "output", strict)
-        except ValueError as error:
+        except Exception as error:
             _explain_lost_leaves(error, [args[i] for i in positions])
             raise
 
@@ -100,8 +101,11 @@ def check_scale(scale: str) -> None:
         raise ValueError(f"scale must be 'auto', 'weight' or 'output'; got {scale!r}")
 
 
-def _explain_lost_leaves(error: ValueError, trees: Sequence[Params]) -> None:
-    """Adds to the error of `nnx.merge`, which only counts leaves, which ones came and how others get lost."""
+def _explain_lost_leaves(error: Exception, trees: Sequence[Params]) -> None:
+    """Adds to an error how nodes get lost: as dicts, or in the error of `nnx.merge`, which only counts leaves."""
+    if not has_nodes(trees):  # else they were read, and the note is there
+        for tree in trees:
+            note_on_dicts(error, tree)
     states = [tree for tree in trees if isinstance(tree, nnx.State)]
     if not states or "number of leaves" not in str(error):
         return
@@ -133,7 +137,7 @@ def _run_factored(
 ) -> Result:
     """`fn` on nodes whose scale goes to the outputs: wherever it can, or where these hold fewer numbers."""
     # A plain tree needs no trace, and its function may branch on values.
-    if not any(is_node(leaf) for i in positions for leaf in jax.tree.leaves(args[i], is_leaf=is_node)):
+    if not has_nodes([args[i] for i in positions]):
         return fn(*args, **kwargs)
     arrays = [leaf for leaf in jax.tree.leaves((args, kwargs)) if hasattr(leaf, "shape")]
     if not all(isinstance(size, int) for array in arrays for size in array.shape):  # jax.export leaves it open

@@ -91,8 +91,9 @@ def test_files_that_are_broken_or_of_others(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "of format 2; this wn_jax reads 1"),
-        ({"version": None}, "of format None"),
+        ({"version": 3}, "of format 3; this wn_jax reads 1 and 2: install a newer one"),
+        ({"version": 2}, "'others' is None, and not an object"),
+        ({"version": None}, "of format None; this wn_jax reads 1 and 2$"),
         ({"nodes": {"w": [-7]}}, "axis -7 is out of range"),
         ({"nodes": {"w": [1]}}, r"'w' has axes \(1,\) and a v of shape \(2, 3\)"),
         ({"nodes": {"w": [-1]}}, r"'w' has a g of shape \(1, 3\), a v of shape \(2, 3\) and axes \(-1,\)"),

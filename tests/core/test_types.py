@@ -24,6 +24,7 @@ SIGNATURES = {
         "kernel_axes": "(params)",
         "labels": "(params)",
         "load": "(path, target=None)",
+        "nodes_from_dicts": "(params, axes=None)",
         "reconstruct": "(tree)",
         "reparameterize": "(params, axes)",
         "save": "(path, params)",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from wn_jax._boxes import is_box
+from wn_jax._from_dicts import note_on_dicts
 from wn_jax._node import Node, is_node
 from wn_jax._program.factored import can_hold_directions
 from wn_jax._program.jaxpr import Program, Site, is_input, trace
@@ -157,7 +158,12 @@ def read(
             inputs = range(first, first + _count_inputs(parameter.plain))
             by_input.update(dict.fromkeys(inputs, parameter))
             first = inputs.stop
-    traced = trace(fn, plain, kwargs, purpose)
+    try:
+        traced = trace(fn, plain, kwargs, purpose)
+    except Exception as error:
+        for argnum in argnums:
+            note_on_dicts(error, args[argnum])
+        raise
     names = [i if i in by_input else None for i in range(len(traced.arrays))]
     frozen = {number for number, parameter in by_input.items() if parameter.frozen}
     avals = traced.body.inputs

@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 
 from wn_jax._boxes import unbox
+from wn_jax._by_path import ByPath
 from wn_jax._data_init import init_from_data as _init_from_data
 from wn_jax._node import WeightNorm, is_node
 from wn_jax._program.reading import check_callable
@@ -46,7 +47,7 @@ def infer_axes(fn: Callable[..., Any]) -> Callable[..., dict[str, tuple[int, ...
 
 
 def init_from_data(
-    fn: Callable[..., Any], init_scale: float = 1.0, zeros: Literal["keep", "set"] = "keep"
+    fn: Callable[..., Any], init_scale: ByPath[float] = 1.0, zeros: Literal["keep", "set"] = "keep"
 ) -> Callable[..., Any]:
     """`wn_jax.init_from_data` for a function of an NNX model: `init_from_data(fn)(wrapped, *args, **kwargs)`.
 

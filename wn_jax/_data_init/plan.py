@@ -1,7 +1,7 @@
 """The plan of data-dependent initialization: which nodes it sets, where, with which bias, and why not the others.
 
-This file decides, from what was read of a program; `_data_init` runs it. How the numbers of an output become those of
-a node, `_data_grid` says.
+This file decides, from what was read of a program; `initialize` runs it. How the numbers of an output become those of
+a node, `grid` says.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from wn_jax._data_grid import BiasTarget, Target, places_in_source, refined
+from wn_jax._by_path import ByPath, values_by_path
+from wn_jax._data_init.grid import BiasTarget, Target, places_in_source, refined
 from wn_jax._node import WeightNorm
 from wn_jax._program.jaxpr import Site
 from wn_jax._program.notes import Bias, Met, Reason, Use
@@ -29,15 +30,18 @@ class Plan:
     """The nodes, or parts of one, by the site of their contraction, in the order of the program."""
     biases: dict[Site, BiasTarget]
     """By the site of the addition."""
+    scales: dict[str, float]
+    """By the path of a node: the deviation that its outputs get."""
     left: str
     """The nodes and biases that stay as they are, and why: a warning, or nothing."""
 
 
-def plan(reading: Reading) -> Plan:
+def plan(reading: Reading, init_scale: ByPath[float]) -> Plan:
     """The nodes and biases to initialize.
 
     Raises:
-        ValueError: there are no nodes, or one gets a single sample.
+        ValueError: there are no nodes, or one gets a single sample; `init_scale` names what is no node, or has no
+            positive number for one.
     """
     nodes = [leaf for leaf in reading.leaves if leaf.node is not None]
     if not nodes:
@@ -45,6 +49,7 @@ def plan(reading: Reading) -> Plan:
             "the parameters hold no nodes, so there is no g to initialize; "
             "call wn_jax.reparameterize(params, wn_jax.infer_axes(fn)(params, ...)) first"
         )
+    scales = _scales(reading.leaves, init_scale)
     kept = {leaf.path: why for leaf in nodes if (why := _why_not(leaf))}
     targets: dict[Site, list[Target]] = collections.defaultdict(list)
     for leaf in nodes:
@@ -54,7 +59,25 @@ def plan(reading: Reading) -> Plan:
     targets = dict(sorted(targets.items()))
     biases, left_biases = _biases(reading, targets)
     parts = [_listed(f"{len(kept)} of {len(nodes)} nodes", kept), _listed("biases", left_biases)]
-    return Plan(targets, biases, "\n".join(part for part in parts if part))
+    return Plan(targets, biases, scales, "\n".join(part for part in parts if part))
+
+
+def _scales(leaves: Sequence[ParameterLeaf], init_scale: ByPath[float]) -> dict[str, float]:
+    """The deviation that the outputs of each node get, by its path."""
+    nodes = [leaf.path for leaf in leaves if leaf.node is not None]
+    others = [leaf.path for leaf in leaves if leaf.node is None]
+    scales = values_by_path("init_scale", init_scale, nodes, others, default=1.0)
+    for path, scale in scales.items():
+        check_init_scale(scale, f" for {path!r}")
+    return scales
+
+
+def check_init_scale(scale: object, where: str = "") -> None:
+    """Raises where it is no deviation."""
+    if not isinstance(scale, int | float | np.number) or not 0 < scale < math.inf:
+        raise ValueError(
+            f"init_scale must be a positive number, the deviation of pre-activations; got {scale!r}{where}"
+        )
 
 
 def _listed(what: str, why: dict[str, str]) -> str:

@@ -3,28 +3,27 @@
 Source: Salimans & Kingma (2016), section 3, equations 5 and 6: with `g = 1/std` and `b = -mean/std` of what a unit
 direction gives on a batch, every pre-activation starts with mean 0 and variance 1.
 
-This file owns `init_from_data` and the run that takes the statistics. Which nodes it sets, `_data_plan` decides.
+This file owns `init_from_data` and the run that takes the statistics. Which nodes it sets, `plan` decides.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import jax
 import jax.core
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from wn_jax._boxes import rebox, unbox
-from wn_jax._data_grid import Target
-from wn_jax._data_plan import Plan, plan
-from wn_jax._data_statistics import Groups, Statistics, of_batch
+from wn_jax._by_path import ByPath
+from wn_jax._data_init.grid import Target
+from wn_jax._data_init.plan import Plan, check_init_scale, plan
+from wn_jax._data_init.statistics import Groups, Statistics, of_batch
 from wn_jax._node import WeightNorm
 from wn_jax._norms import norm_dtype
 from wn_jax._program import jaxpr
@@ -39,7 +38,10 @@ from wn_jax._types import Params, PyTree
 
 
 def init_from_data(
-    fn: Callable[..., PyTree], init_scale: float = 1.0, argnums: int = 0, zeros: Literal["keep", "set"] = "keep"
+    fn: Callable[..., PyTree],
+    init_scale: ByPath[float] = 1.0,
+    argnums: int = 0,
+    zeros: Literal["keep", "set"] = "keep",
 ) -> Callable[..., Params]:
     """Sets `g` and the biases so that each pre-activation of `fn` has mean 0 and a given deviation on one batch.
 
@@ -65,14 +67,18 @@ def init_from_data(
 
     Arguments:
         fn: a function whose argument `argnums` is the parameter tree, with nodes; such as `model.apply`.
-        init_scale: the standard deviation that pre-activations get.
+        init_scale: the standard deviation that pre-activations get: a number; a dict from the path of a node, or a glob
+            of paths, to a number, in which the others have 1 (`{"*/last/kernel": 0.1}`, as PixelCNN++, Glow and IAF
+            need); or a function from a path to a number. Of what a dict has for a node, the path counts most, and then
+            the last glob. In globs, `*` matches any characters, `/` too.
         argnums: the position of the parameters.
         zeros: `"keep"` leaves features that are zero on purpose as they are; `"set"` sets them like all others.
 
     Raises:
-        ValueError: `init_scale` is not positive; `zeros` is none of its two words; the parameters hold no nodes; the
-            call is made inside `shard_map` or `pmap`, on one shard of the batch; a layer gets a single sample, of which
-            there is no deviation; or (outside `jit`) a pre-activation is NaN or infinite: the first layer is named.
+        ValueError: `init_scale` is not positive, or names what is no node; `zeros` is none of its two words; the
+            parameters hold no nodes; the call is made inside `shard_map` or `pmap`, on one shard of the batch; a layer
+            gets a single sample, of which there is no deviation; or (outside `jit`) a pre-activation is NaN or
+            infinite: the first layer is named.
         TypeError: `fn` is not callable, or an argument is abstract.
 
     >>> import jax, jax.numpy as jnp, wn_jax as wn
@@ -85,8 +91,7 @@ def init_from_data(
     True
     """
     check_callable("init_from_data", fn)
-    if not isinstance(init_scale, int | float | np.number) or not 0 < init_scale < math.inf:
-        raise ValueError(f"init_scale must be a positive number, the deviation of pre-activations; got {init_scale!r}")
+    _check_init_scale(init_scale)
     if zeros not in ("keep", "set"):
         raise ValueError(f"zeros must be 'keep' or 'set', for layers that are zero on purpose; got {zeros!r}")
 
@@ -95,11 +100,11 @@ def init_from_data(
         check_position((argnums,), args, kwargs)
         _check_whole_batch()
         reading = read(fn, (argnums,), args, kwargs, "to initialize its weights from data.")
-        planned = plan(reading)
+        planned = plan(reading, init_scale)
         _warn(planned.left, stacklevel=3)
         inputs = _inputs(reading, planned)
         # Under jit even where the caller is not: a run enters loops and calls only while it is traced.
-        found = jax.jit(lambda inputs: _found(reading, planned, init_scale, zeros == "keep", inputs))(inputs)
+        found = jax.jit(lambda inputs: _found(reading, planned, zeros == "keep", inputs))(inputs)
         _report(planned, found)
         return _renewed(args[argnums], planned, found)
 
@@ -139,6 +144,15 @@ def _inputs(reading: Reading, planned: Plan) -> list[Operand]:
     return [_concrete(value) for value in inputs]
 
 
+def _check_init_scale(init_scale: ByPath[float]) -> None:
+    """Raises where a number is none that pre-activations can have as their deviation. A function is asked later."""
+    if isinstance(init_scale, Mapping):
+        for path, scale in init_scale.items():
+            check_init_scale(scale, f" for {path!r}")
+    elif not callable(init_scale):
+        check_init_scale(init_scale)
+
+
 def _check_whole_batch() -> None:
     if manual := jax.sharding.get_abstract_mesh().manual_axes:
         raise ValueError(
@@ -154,11 +168,9 @@ def _concrete(value: Input | Factored) -> Operand:
     return value
 
 
-def _found(
-    reading: Reading, planned: Plan, init_scale: float, keep_zeros: bool, inputs: list[Operand]
-) -> dict[Site, PyTree]:
+def _found(reading: Reading, planned: Plan, keep_zeros: bool, inputs: list[Operand]) -> dict[Site, PyTree]:
     """All that one run of the program finds; see `_Initializer`."""
-    runner = _Initializer(reading.masks, planned, init_scale, keep_zeros)
+    runner = _Initializer(reading.masks, planned, keep_zeros)
     runner.run(reading.program.body, inputs)
     return runner.found
 
@@ -170,10 +182,9 @@ class _Initializer(Runner):
     site of its addition. Those of a scanned stack have a slice for each layer.
     """
 
-    def __init__(self, masks: frozenset[Site], planned: Plan, init_scale: float, keep_zeros: bool) -> None:
+    def __init__(self, masks: frozenset[Site], planned: Plan, keep_zeros: bool) -> None:
         super().__init__(masks)
         self.planned = planned
-        self.init_scale = init_scale
         self.keep_zeros = keep_zeros
         self.shifts: dict[Site, jax.Array] = {}
         """By the site of a contraction: what is to be added to its output; NaN where that stays."""
@@ -243,7 +254,8 @@ class _Initializer(Runner):
         before, std = before + jnp.zeros_like(std), std + jnp.zeros_like(before)
         zero = (before == 0) & self.keep_zeros
         keep = statistics.constant | ~finite | zero
-        gain = jnp.where(keep, before, self.init_scale / jnp.where(keep, 1, std))
+        deviation = self.planned.scales[target.leaf.path]
+        gain = jnp.where(keep, before, deviation / jnp.where(keep, 1, std))
         result = Result(target.in_view(gain), jnp.sum(statistics.constant & ~zero), jnp.sum(zero), jnp.all(finite))
         return result, gain, jnp.where(keep, jnp.nan, -mean * gain)
 
