@@ -157,13 +157,18 @@ def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, A
     return {**base, **{key: value(key, new) for key, new in override.items()}}
 
 
+_ORDERED = ("init_scale",)
+"""Tables in which the order of keys counts, so that they are written whole: in the base, or in each arm."""
+
+
 def _common(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """The keys whose values are the same in both tables, and of tables in them, what is the same there."""
     common = {}
     for key in first.keys() & second.keys():
-        if isinstance(first[key], dict) and isinstance(second[key], dict):
+        tables = isinstance(first[key], dict) and isinstance(second[key], dict)
+        if tables and key not in _ORDERED:
             common[key] = _common(first[key], second[key])
-        elif first[key] == second[key]:
+        elif first[key] == second[key] and (not tables or list(first[key]) == list(second[key])):
             common[key] = first[key]
     return {key: common[key] for key in first if key in common}
 
