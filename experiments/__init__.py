@@ -2,7 +2,7 @@
 
 The rooms, from what everything may use to what uses everything:
 
-- `errors`, `environment`, `schema`, `files`, `drawing`: what is common to all.
+- `errors`, `schema`, `drawing`, `files`, `environment`: what is common to all.
 - `parametrizations`, `processes`, `optimizers`: how weights are written, several processes as one run, and optimizers.
 - `data`: data sets, and the order in which training sees them.
 - `tasks`: networks and their losses.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import platform
 import shlex
@@ -16,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import pydantic
 
 import wn_jax as wn
+from experiments import files
+from experiments.schema import checked
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn", "orbax-checkpoint")
 
@@ -53,15 +55,64 @@ def of_run(path: Path, data: dict[str, str]) -> dict[str, Any] | None:
 
     Returns:
         The content. None, if the digests in the file are others.
+
+    Raises:
+        ConfigError: it cannot be read, or is about something else. Of what is no JSON, as where the machine lost its
+            power, nothing is kept.
     """
     now = environment() | ({"data": data} if data else {})
-    try:
-        first = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError):
+    if not os.path.lexists(path) or _is_torn(path):
         return now
+    first = read(path)
     if first.get("data", data) != data:
         return None
     return {**first, "resumed": [*first.get("resumed", []), now]}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of such a file, whichever version wrote it.
+
+    Raises:
+        ConfigError: it cannot be read, or is about something else.
+    """
+    content = files.load(path, files.json_object)
+    checked(_FILE, content, str(path))
+    return content
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file is no JSON."""
+    try:
+        files.json_object(files.read(path))
+    except files.NoJSONError:
+        return True
+    except (OSError, ValueError):
+        pass  # `read` says what it is
+    return False
+
+
+class _Start(pydantic.BaseModel):
+    """The facts of one start of a run."""
+
+    command: str | None = None
+    commit: str | None = None
+    python: str | None = None
+    packages: dict[str, str] = {}
+    platform: str | None = None
+    cpus: int | None = None
+    processes: int = 1
+    devices: list[str] = []
+    started: str | None = None
+    data: dict[str, str] = {}
+
+
+class _File(_Start):
+    """That of the first start, and those of later ones."""
+
+    resumed: list[_Start] = []
+
+
+_FILE = pydantic.TypeAdapter(_File)
 
 
 def _commit() -> str | None:

@@ -1,4 +1,4 @@
-"""The base of all tables of a config, kinds of values that they share, and words for names that are not known."""
+"""The base of all tables of a config, kinds of values that they share, and words for what is not right about them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import pydantic
 from pydantic import Field
+
+from experiments.errors import ConfigError
 
 # JAX counts steps and seeds in 32 bits.
 Count = Annotated[int, Field(gt=0, lt=2**31)]
@@ -46,7 +48,7 @@ def distinct(values: tuple[float, ...], what: str) -> tuple[float, ...]:
         ValueError: one does; the message says of `what`.
     """
     if len(set(values)) < len(values):
-        raise ValueError(f"{list(values)} names {what} twice")
+        raise ValueError(f"{shortened(str(list(values)))} names {what} twice")
     return values
 
 
@@ -54,10 +56,32 @@ def unknown(kind: str, name: str, names: Iterable[str]) -> str:
     """The message about a name that is none of `names`."""
     names = list(names)
     kinds = f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
-    return f"unknown {kind} {name!r}{nearest(name, names)}; {kinds}: {', '.join(names)}"
+    return f"unknown {kind} {shortened(repr(name))}{nearest(name, names)}; {kinds}: {', '.join(names)}"
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """A guess at what was meant, to be put behind the word; or nothing."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.55)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def shortened(text: str) -> str:
+    """A text of any length, for a message."""
+    return text if len(text) <= 120 else f"{text[:120]}..."
+
+
+def checked(kind: pydantic.TypeAdapter[Any], value: Any, where: str) -> Any:
+    """A value of a file that a program wrote, as this type.
+
+    Raises:
+        ConfigError: it is something else; the message names the first key at fault.
+    """
+    try:
+        return kind.validate_python(value, strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ", ".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{where}: {shortened(key)}: {first['msg']}; got {shortened(repr(first['input']))}; "
+            "is it from another program?"
+        ) from None

@@ -53,9 +53,10 @@ ORDER = {
         ["__init__"],
     ],
     "experiments": [
-        ["__init__", "errors", "environment"],
-        ["schema", "files", "drawing"],
-        ["parametrizations", "processes"],
+        ["__init__", "errors"],
+        ["schema", "drawing"],
+        ["files"],
+        ["environment", "parametrizations", "processes"],
         ["optimizers"],
         ["data"],
         ["tasks"],

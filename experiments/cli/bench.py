@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import typer
 from rich.progress import Progress, TaskID
 
@@ -44,6 +45,7 @@ def bench(
         chosen, results = rows.choose(only or (), quick), list[Result]()
         compared = libraries.choose(library or (), quick)
         _check_writable(out)
+        jax.config.update("jax_enable_compilation_cache", False)  # whose hits would be taken for the time to compile
         budget = min(seconds, _QUICK_SECONDS) if quick else seconds
         try:
             with progress_bar() as progress:

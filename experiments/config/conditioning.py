@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pydantic
 from pydantic import Field, PositiveFloat
 
-from experiments.schema import Count, CountOrZero, Table, sequence
+from experiments.schema import Count, CountOrZero, Table, sequence, shortened
 
 Matrix = Literal["hessian", "fisher", "empirical_fisher", "gradient_covariance"]
 _Some = Field(min_length=1)
@@ -61,5 +61,5 @@ class ConditioningConfig(Table):
     @classmethod
     def _differ(cls, values: tuple[object, ...]) -> tuple[object, ...]:
         if len(set(values)) < len(values):
-            raise ValueError(f"{list(values)} names one of them twice")
+            raise ValueError(f"{shortened(str(list(values)))} names one of them twice")
         return values

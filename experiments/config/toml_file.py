@@ -8,6 +8,7 @@ themselves say.
 from __future__ import annotations
 
 import functools
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -16,9 +17,10 @@ from typing import Any, TypeVar, get_args
 
 import pydantic
 
+from experiments import files
 from experiments.config.experiment import ArmConfig, Experiment
 from experiments.errors import ConfigError
-from experiments.schema import Table, nearest, unknown
+from experiments.schema import Table, nearest, shortened, unknown
 from experiments.tasks import ModelConfig
 
 
@@ -47,10 +49,6 @@ def load(path: Path | str, settings: Iterable[str] = ()) -> Experiment:
         raise ConfigError(f"{source}: an arm overrides a key of [train]; arms are compared at the same steps and seeds")
     return _checked(Experiment, {**header, "arms": arms or {"base": base}}, source, {})
 
-
-_DEEPEST = 30
-_TOO_LARGE = (RecursionError, ValueError)
-"""What Python's reader raises beside its own error: nesting is too deep, or an int has thousands of digits."""
 
 AnyTable = TypeVar("AnyTable", bound=Table)
 
@@ -84,56 +82,24 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 def _with_settings(path: Path, settings: Iterable[str]) -> dict[str, Any]:
     """A file's content with the changes made to it."""
     raw = _read(path)
-    _check_size(raw, str(path))
     for setting in settings:
         try:
             _apply(raw, setting)
-            _check_size(raw, f"--set {_short(setting)}")
+            files.check_size(raw)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+        except ValueError as error:
+            raise ConfigError(f"{path}: --set {shortened(setting)}: {error}") from None
     return raw
 
 
 def _read(path: Path) -> dict[str, Any]:
     """The content of a TOML file."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        siblings = sorted(other.name for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    if not os.path.lexists(path):
+        siblings = sorted(other.name for other in path.parent.glob("*.toml")) if os.path.isdir(path.parent) else []
         hint = f"{nearest(path.name, siblings)}; found there: {', '.join(siblings)}" if siblings else ""
-        raise ConfigError(f"{path}: no such config file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    except _TOO_LARGE as error:
-        raise ConfigError(f"{path}: {_why_too_large(error)}") from None
-
-
-def _check_size(raw: dict[str, Any], where: str) -> None:
-    """Check that tables and lists are nested no deeper than any config's are, and that ints have 64 bits, as in TOML.
-
-    Raises:
-        ConfigError: they are.
-    """
-    level: list[Any] = [raw]
-    for _ in range(_DEEPEST):
-        inner = [list(value.values()) if isinstance(value, dict) else value for value in level]
-        level = [each for values in inner if isinstance(values, list) for each in values]
-        if any(isinstance(each, int) and not -(2**63) <= each < 2**63 for each in level):
-            raise ConfigError(f"{where}: an int has more than 64 bits")
-    if level:
-        raise ConfigError(f"{where}: tables and lists are nested more than {_DEEPEST} deep")
-
-
-def _why_too_large(error: Exception) -> str:
-    """The reason in the words of a config file."""
-    return "it is nested too deep" if isinstance(error, RecursionError) else f"a number cannot be read: {error}"
-
-
-def _short(text: str) -> str:
-    """A text of any length, for a message."""
-    return text if len(text) <= 120 else f"{text[:120]}..."
+        raise ConfigError(f"{shortened(str(path))}: no such config file{hint}")
+    return files.load(path, files.toml)
 
 
 def _apply(raw: dict[str, Any], setting: str) -> None:
@@ -146,14 +112,14 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
             ((part, table),) = table.items()
             parts.append(part)
     except (RecursionError, ValueError):  # TOML's own error is one, too
-        raise ConfigError(f"--set {_short(setting)}: expected a.b=value, such as optimizer.learning_rate=0.1") from None
+        raise ConfigError(
+            f"--set {shortened(setting)}: expected a.b=value, such as optimizer.learning_rate=0.1"
+        ) from None
 
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = files.toml(f"value = {text}")["value"]
+    except files.NoTOMLError:
         value = text.strip()  # bare text, which is easier to type in a shell
-    except _TOO_LARGE as error:
-        raise ConfigError(f"--set {_short(setting)}: {_why_too_large(error)}") from None
 
     # Written first and checked later, a misspelt arm would be a new one.
     if parts[0] == "arms" and len(parts) > 1 and isinstance(raw.get("arms", {}), dict):
@@ -163,7 +129,7 @@ def _apply(raw: dict[str, Any], setting: str) -> None:
     for part in parts[:-1]:
         table = table.setdefault(part, {})
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {_short(setting)}: {part!r} is a value, not a table")
+            raise ConfigError(f"--set {shortened(setting)}: {part!r} is a value, not a table")
     table[parts[-1]] = value
 
 
@@ -191,13 +157,18 @@ def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, A
     return {**base, **{key: value(key, new) for key, new in override.items()}}
 
 
+_ORDERED = ("init_scale",)
+"""Tables in which the order of keys counts, so that they are written whole: in the base, or in each arm."""
+
+
 def _common(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """The keys whose values are the same in both tables, and of tables in them, what is the same there."""
     common = {}
     for key in first.keys() & second.keys():
-        if isinstance(first[key], dict) and isinstance(second[key], dict):
+        tables = isinstance(first[key], dict) and isinstance(second[key], dict)
+        if tables and key not in _ORDERED:
             common[key] = _common(first[key], second[key])
-        elif first[key] == second[key]:
+        elif first[key] == second[key] and (not tables or list(first[key]) == list(second[key])):
             common[key] = first[key]
     return {key: common[key] for key in first if key in common}
 
@@ -230,7 +201,7 @@ def _checked(model: type[Table], raw: Mapping[str, Any], source: str, overrides:
         keys, owner = _locate(model, first["loc"])
         where = _location(keys, overrides)
         raise ConfigError(
-            f"{source}: {where}: {_explain(owner, first, keys, in_arm=where.startswith('arms.'))}"
+            f"{source}: {shortened(where)}: {_explain(owner, first, keys, in_arm=where.startswith('arms.'))}"
         ) from None
 
 
@@ -282,12 +253,12 @@ def _explain(owner: type[Table], error: Any, keys: list[str], in_arm: bool) -> s
         choices = error["ctx"].get("expected") or error["ctx"]["expected_tags"]
         allowed = re.findall("'([^']*)'", choices)
         given = error["ctx"].get("tag", given)
-        return f"{_short(repr(given))} is not allowed{nearest(str(given), allowed)}; allowed: {', '.join(allowed)}"
+        return f"{shortened(repr(given))} is not allowed{nearest(str(given), allowed)}; allowed: {', '.join(allowed)}"
     if error["type"] in ("model_type", "model_attributes_type"):
-        return f"must be a table; got {_short(repr(given))}"
+        return f"must be a table; got {shortened(repr(given))}"
     if error["type"] == "missing":
         return "missing"
     if error["type"] == "union_tag_not_found":
-        return "name: missing" if isinstance(given, dict) else f"must be a table; got {_short(repr(given))}"
+        return "name: missing" if isinstance(given, dict) else f"must be a table; got {shortened(repr(given))}"
     message = error["msg"].removeprefix("Value error, ")
-    return message if error["type"] == "value_error" else f"{message}; got {_short(repr(given))}"
+    return message if error["type"] == "value_error" else f"{message}; got {shortened(repr(given))}"

@@ -62,6 +62,7 @@ class Arm:
         self.programs = Programs(self.functions, placement, self.members)
         self.states: list[State] = []
         sharding.check(self.functions.uses, placement.mesh)
+        self._check_init_scale()
 
     # States
 
@@ -175,6 +176,21 @@ class Arm:
     def _each(self) -> Iterable[tuple[State, Member]]:
         """The groups, each with its states."""
         return zip(self.states, self._groups, strict=True)
+
+    def _check_init_scale(self) -> None:
+        """Check that `model.init_scale` names weights, by what its states shall look like: nothing is computed.
+
+        Raises:
+            ConfigError: it does not.
+        """
+        if not isinstance(self.config.model.init_scale, dict) or self.config.model.init != "data":
+            return
+        try:
+            self.programs.state  # noqa: B018 (it is kept, and needed later on)
+        except ValueError as error:
+            if not str(error).startswith("init_scale "):
+                raise
+            raise ConfigError(f"model.{error}") from None
 
     def _initial(self, member: Member) -> State:
         """A group's states before the first step."""

@@ -124,7 +124,8 @@ class Functions:
             params = _spread(params, self.axes, _key(member, "spread"), model.init_spread)
 
         def from_data(nodes: Params) -> Params:
-            return wn.init_from_data(self.task.loss)(nodes, model_state, batch, _key(member, "init from data"))
+            initialize = wn.init_from_data(self.task.loss, model.init_scale)
+            return initialize(nodes, model_state, batch, _key(member, "init from data"))
 
         by_data = from_data if model.init == "data" else None
         params = parametrizations.rewrite(model.weights, params, self.axes, by_data)

@@ -13,6 +13,7 @@ from experiments.report.curvature import Curvature
 from experiments.report.page import page
 from experiments.report.runs import Run, read_all
 from experiments.report.summary import Row, TextTable, summarize
+from experiments.schema import shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ def report(paths: Iterable[Path], out: Path | None = None) -> Report:
         files.write(written.page, page(runs, rows, measured, _heading(runs)))
     except OSError as error:
         raise ConfigError(
-            f"{folder}: the report cannot be written: {error}; choose another folder with --out"
+            f"{shortened(str(folder))}: the report cannot be written: {files.reason(error)}; make room or change "
+            "permissions, or choose another folder with --out"
         ) from None
     return written
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import io
 from collections.abc import Sequence
 
 from PIL import Image
 
+from experiments import files
 from experiments.errors import ConfigError
 from experiments.report.runs import Run
 from experiments.run_folder import pictures
+from experiments.schema import shortened
 
 _CAPTIONS = {
     "samples": "Drawn from the prior: what the network makes of noise, as the mean of each pixel.",
@@ -72,10 +75,11 @@ def read(runs: Sequence[Run]) -> list[Kind]:
 def _picture(label: str, found: pictures.Picture) -> Picture:
     """The picture in a file, checked to be whole."""
     try:
-        with Image.open(found.path) as image:
+        content = files.read(found.path)
+        with Image.open(io.BytesIO(content)) as image:
             image.load()  # all of it, so that half a file is found out
             width, height = image.size
-        content = base64.b64encode(found.path.read_bytes()).decode()
-    except OSError as error:
-        raise ConfigError(f"{found.path}: cannot be read: {error}; remove it") from None
-    return Picture(label, found.step, f"data:image/png;base64,{content}", width, height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # as damage leads Pillow to
+        raise ConfigError(f"{found.path}: cannot be read: {shortened(str(error))}; remove it") from None
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return Picture(label, found.step, source, width, height)

@@ -6,14 +6,16 @@ A line of a file is `run_folder.record`'s. What a report makes of the arrays is 
 from __future__ import annotations
 
 import dataclasses
-import json
-import tomllib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
+from pydantic import FiniteFloat
 
+from experiments import environment, files
 from experiments.errors import ConfigError
 from experiments.run_folder.record import (
     CONFIG,
@@ -25,9 +27,27 @@ from experiments.run_folder.record import (
     read_metrics,
     read_seconds,
 )
-from experiments.schema import several
+from experiments.schema import checked, several, shortened
 
 _FILES = (CONFIG, ENVIRONMENT, METRICS)
+
+
+class _Train(pydantic.BaseModel):
+    """The part of a config's `[train]` that a report needs, whichever version wrote it."""
+
+    steps: int | None = None
+    target_loss: Annotated[tuple[FiniteFloat, ...], pydantic.BeforeValidator(several)] = ()
+    first_seed: int = 0
+
+
+class _Asked(pydantic.BaseModel):
+    """The part of a config that a report needs."""
+
+    name: str | None = None
+    train: _Train = _Train()
+
+
+_ASKED = pydantic.TypeAdapter(_Asked)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,24 +165,24 @@ def read(path: Path) -> Run:
         ConfigError: there is none at `path`, or a file of it is missing, empty or damaged. A last line that is not
             whole is no damage: the run was stopped while it wrote it.
     """
-    if not path.is_dir():
-        raise ConfigError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}; give a run folder")
-    missing = [name for name in _FILES if not (path / name).is_file()]
+    if not os.path.isdir(path):
+        what = "not a folder" if os.path.exists(path) else "no such folder"
+        raise ConfigError(f"{shortened(str(path))}: {what}; give a run folder")
+    missing = [name for name in _FILES if not os.path.lexists(path / name)]
     if missing:
         raise ConfigError(f"{path}: not a run folder: it has no {', '.join(missing)}")
-    config = _text(path / CONFIG)
-    tables = _toml(path / CONFIG, config)
-    train = tables.get("train", {})
+    config = files.load(path / CONFIG, files.text)
+    asked = checked(_ASKED, files.load(path / CONFIG, files.toml), str(path / CONFIG))
     name = path.resolve().name
     return Run(
         path=path,
         name=name,
-        title=str(tables.get("name", name)),
+        title=asked.name or name,
         config=config,
-        environment=_json(path / ENVIRONMENT),
-        steps=train.get("steps"),
-        target_losses=tuple(several(train.get("target_loss", ()))),
-        first_seed=train.get("first_seed", 0),
+        environment=environment.read(path / ENVIRONMENT),
+        steps=asked.train.steps,
+        target_losses=asked.train.target_loss,
+        first_seed=asked.train.first_seed,
         curves=_curves(path, name),
     )
 
@@ -254,27 +274,3 @@ def _at_fault(records: list[Record]) -> dict[str, str]:
     """By seed, which terms of the loss the run found not to be finite when it first was not."""
     # From the last record to the first, so that of several notes on a seed the first counts.
     return {str(seed): str(terms) for record in reversed(records) for seed, terms in record.at_fault.items()}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8", errors="replace")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-
-
-def _toml(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_text(path))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: must be a JSON object; got {value!r}")
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from experiments import files
@@ -37,13 +38,13 @@ def read(runs: Sequence[Run]) -> list[Sample]:
 def _of_run(run: Run) -> list[Sample]:
     """The last text of each curve of a run."""
     path = run.path / SAMPLES
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     last = {}
     for number, record in files.read_lines(path):
         try:
             last[record["arm"], record["learning_rate"]] = int(record["step"]), _shown(record["texts"][0])
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, OverflowError, TypeError, ValueError):
             raise ConfigError(f"{path}, line {number}: expected arm, learning_rate, step and texts") from None
     own = ((curve.label, last.get((curve.arm, curve.learning_rate))) for curve in run.curves)
     return [Sample(label, *found) for label, found in own if found]

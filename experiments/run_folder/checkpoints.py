@@ -7,11 +7,13 @@ what its devices hold. Beside the arrays lies a checksum of each, since a damage
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +26,9 @@ import orbax.checkpoint as ocp
 from experiments import processes
 from experiments.errors import RunError
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells of every step of a save; what fails, it raises
+# Orbax tells of every step of a save, and asyncio of each array that could not be written; what fails, Orbax raises.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 CHECKPOINTS = "checkpoints"
 """The name of their folder in the run folder."""
@@ -39,6 +43,7 @@ class Checkpoints:
     """The checkpoints of a run, by step; the newest `keep` of them are kept."""
 
     def __init__(self, path: Path, keep: int) -> None:
+        _hush()
         self.path = path.absolute()
         waiting = ocp.AsyncOptions(timeout_secs=_WAIT)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=waiting)
@@ -166,6 +171,21 @@ class Checkpoints:
             raise RunError(
                 f"{self.path}: a checkpoint {what}: {error}; make room or change permissions, and go on with --resume"
             ) from error
+
+
+@functools.cache
+def _hush() -> None:
+    """Leave out what TensorStore's threads say of each array of a save that has failed; its cause is raised.
+
+    They report to an event loop that Orbax has closed by then, which Python prints as a traceback for each of them.
+    """
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if not (isinstance(found.exc_value, RuntimeError) and str(found.exc_value) == "Event loop is closed"):
+            before(found)
+
+    sys.unraisablehook = hook
 
 
 def _clear(path: Path) -> None:

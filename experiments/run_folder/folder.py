@@ -43,10 +43,12 @@ from experiments.run_folder.record import (
     read_measured,
     read_records,
 )
+from experiments.run_folder.tensorboard import FOLDER as TENSORBOARD
 from experiments.run_folder.tensorboard import EventFiles
 from experiments.run_folder.tensorboard import require as require_tensorboard
 
 _ELSEWHERE = "choose another folder with --out"
+_FOLDERS = (CHECKPOINTS, pictures.FOLDER, TENSORBOARD)
 
 
 class RunFolder:
@@ -139,7 +141,7 @@ class RunFolder:
                     (self.path / name).unlink(missing_ok=True)
             pictures.cut(self.path, step)
         if self._tensorboard:
-            events = EventFiles(self.path / "tensorboard", step + 1, self._experiment.train.first_seed)
+            events = EventFiles(self.path / TENSORBOARD, step + 1, self._experiment.train.first_seed)
             self._events = self._open.enter_context(contextlib.closing(events))
 
     def write(self, record: Record) -> None:
@@ -228,8 +230,11 @@ def check(path: Path, experiment: Experiment, resume: bool) -> None:
         ConfigError: it holds something else, or a run without `resume`, or one of another config.
     """
     try:
-        if path.exists() and not path.is_dir():
-            raise ConfigError(f"{path}: is a file; {_ELSEWHERE}")
+        if os.path.lexists(path) and not path.is_dir():
+            raise ConfigError(f"{path}: is {'a file' if path.is_file() else 'no folder'}; {_ELSEWHERE}")
+        for folder in (path / name for name in _FOLDERS):
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise ConfigError(f"{folder}: is no folder, and a run needs one there; move it away, or {_ELSEWHERE}")
         found = {entry.name for entry in path.iterdir()} if path.exists() else set()
         stored = toml_file.load(path / CONFIG) if CONFIG in found else None
     except OSError as error:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import files
 from experiments.errors import ConfigError
+from experiments.schema import shortened
 
 CONFIG, ENVIRONMENT = "config.toml", "environment.json"
 METRICS, TIMES, SAMPLES, MEASURED = "metrics.jsonl", "times.jsonl", "samples.jsonl", "conditioning.jsonl"
@@ -149,11 +151,12 @@ def read_seconds(path: Path) -> dict[str, dict[int, float]]:
         ConfigError: a line has no time.
     """
     seconds: dict[str, dict[int, float]] = {}
-    for number, found in files.read_lines(path) if path.is_file() else []:
+    for number, found in files.read_lines(path) if os.path.lexists(path) else []:
         try:
             seconds.setdefault(found["arm"], {})[found["step"]] = float(found["seconds_per_step"])
         except (KeyError, TypeError, ValueError):
-            raise ConfigError(f"{path}, line {number}: expected arm, step and seconds_per_step; got {found}") from None
+            got = shortened(str(found))
+            raise ConfigError(f"{path}, line {number}: expected arm, step and seconds_per_step; got {got}") from None
     return seconds
 
 
@@ -165,7 +168,7 @@ def read_records(path: Path, strict: bool = True) -> list[JsonLine]:
     Raises:
         ConfigError: a line is no record. If not `strict`, it is left out.
     """
-    lines = files.read_lines(path, strict) if path.exists() else []
+    lines = files.read_lines(path, strict) if os.path.lexists(path) else []
     for number, found in lines:
         if strict and not (isinstance(found.get("step"), int) and "arm" in found):
             raise ConfigError(f"{path}, line {number}: has no arm or no step; remove or mend the line")
@@ -181,13 +184,14 @@ def read_measured(path: Path) -> list[JsonLine]:
     Raises:
         ConfigError: a line does not say where it was measured.
     """
-    lines = files.read_lines(path) if path.exists() else []
+    lines = files.read_lines(path) if os.path.lexists(path) else []
     for number, found in lines:
         if not {"seed", "step", "coordinates"} <= found.keys():
             raise ConfigError(f"{path}, line {number}: has no seed, step or coordinates; remove or mend the line")
     return [found for _, found in lines]
 
 
+_LONGEST = 200  # letters of an arm's name
 _KINDS: dict[str, type | tuple[type, ...]] = {
     "arm": str,
     "learning_rate": (int, float),
@@ -204,7 +208,10 @@ def _check_kinds(found: JsonLine, where: str) -> None:
     """
     for key, kind in _KINDS.items():
         if not isinstance(found.get(key), kind):
-            raise ConfigError(f"{where}: {key} is {found.get(key, 'missing')!r}; is this file from another program?")
+            got = shortened(repr(found.get(key, "missing")))
+            raise ConfigError(f"{where}: {key} is {got}; is this file from another program?")
+    if len(found["arm"]) > _LONGEST or "\0" in found["arm"]:
+        raise ConfigError(f"{where}: arm is {shortened(repr(found['arm']))}, which no folder of pictures can be called")
 
 
 def _check_numbers(found: JsonLine, seeds: int, where: str) -> None:
@@ -213,11 +220,18 @@ def _check_numbers(found: JsonLine, seeds: int, where: str) -> None:
     Raises:
         ConfigError: one has not.
     """
-    lists = [(key, value) for key, value in found.items() if isinstance(value, list)]
-    lists += [(f"{kind}, {layer}", value) for kind in BY_LAYER for layer, value in (found.get(kind) or {}).items()]
+    lists = [(key, value) for key, value in found.items() if isinstance(value, list) and key not in BY_LAYER]
+    if found.get(_NONFINITE) is not None:
+        lists.append((_NONFINITE, found[_NONFINITE]))
+    for kind in BY_LAYER:
+        layers = found.get(kind) or {}
+        if not isinstance(layers, dict):
+            raise ConfigError(f"{where}: {kind} must be a table of layers; got {shortened(repr(layers))}")
+        lists += [(f"{kind}, {layer}", value) for layer, value in layers.items()]
     for name, values in lists:
         if not seeds or not isinstance(values, list) or len(values) != seeds or not all(map(_is_number, values)):
-            raise ConfigError(f"{where}: {name} must be a list of {max(seeds, 1)} numbers, one a seed; got {values!r}")
+            what, got = f"a list of {max(seeds, 1)} numbers, one a seed", shortened(repr(values))
+            raise ConfigError(f"{where}: {shortened(name)} must be {what}; got {got}")
 
 
 def _is_number(value: Any) -> bool:

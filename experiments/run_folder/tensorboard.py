@@ -12,6 +12,9 @@ from typing import Any
 from experiments.errors import ConfigError
 from experiments.run_folder.record import Record
 
+FOLDER = "tensorboard"
+"""The name of their folder in the run folder."""
+
 
 def require() -> Any:
     """The library.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import pydantic
 from pydantic import NonNegativeFloat
 
 from experiments.parametrizations import Name
-from experiments.schema import Count, Table
+from experiments.schema import Count, Table, shortened
 
 Examples = dict[str, jax.Array]
 """Arrays of a data set by name, with a leading axis of examples."""
@@ -99,6 +100,18 @@ class Task:
         return self.losses(outputs, examples).mean(), (state, terms)
 
 
+def _deviations(value: Any) -> Any:
+    """A number, or a table of numbers, which must all be positive: in a config's words, as the type would have two."""
+    for path, number in value.items() if isinstance(value, dict) else [(None, value)]:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number < math.inf:
+            where = "" if path is None else f" for {shortened(repr(path))}"
+            raise ValueError(
+                "must be a positive number, or a table of such by the path of a weight or a glob of paths; "
+                f"got {shortened(repr(number))}{where}"
+            )
+    return value
+
+
 class ModelConfig(Table):
     """The part of a network's config that holds for every network."""
 
@@ -113,6 +126,13 @@ class ModelConfig(Table):
 
     init_examples: Count | None = None
     """The number of training examples that "data" takes, from the first on. Default: a batch."""
+
+    init_scale: Annotated[float | dict[str, float], pydantic.BeforeValidator(_deviations)] = 1.0
+    """The standard deviation that "data" gives to pre-activations: a number, or a table of it by path or glob of paths.
+
+    As in `"Dense_*/kernel" = 0.1`. Weights that the table does not name have 1. A path counts more than a glob, and of
+    globs the last that matches; `*` stands for any characters. A table of an arm is laid over that of the base.
+    """
 
     init_spread: NonNegativeFloat = 0.0
     """The standard deviation of the logarithm of a random factor on each weight vector, at the start.

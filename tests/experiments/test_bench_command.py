@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from experiments.bench import libraries, measure, networks, rows, table
@@ -48,11 +49,14 @@ def small(monkeypatch):
         return {name: lambda make=make: make(row) for name, make in made.items()}
 
     monkeypatch.setattr(measure, "arms", arms)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 def test_the_command_writes_tables_figures_and_a_chart(small, tmp_path):
     result = invoke("bench", "--seconds", 1, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
+    assert not jax.config.jax_enable_compilation_cache, "a cache of the user's would be taken for the time to compile"
     assert "no nnx: RuntimeError: it broke\n" in result.output
     assert "no nnx: it does not know how" in result.output
     report = json.loads((tmp_path / "out" / "bench.json").read_text())

@@ -4,6 +4,9 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from experiments.errors import RunError
 from experiments.run_folder import checkpoints
 from experiments.run_folder.checkpoints import Checkpoints
+from tests.experiments.commands import DIGITS, ROOT, settings
 
 LIKE = {"w": jnp.zeros(3)}
 
@@ -110,6 +114,32 @@ def test_a_save_that_failed_leaves_the_manager_closed(path, monkeypatch):
     with pytest.raises(RunError, match="No space left on device; make room"):
         found.close()
     assert closed
+
+
+def test_threads_of_a_save_that_failed_print_no_tracebacks(path, monkeypatch):
+    """Each array that was on its way would, as it reports to an event loop that is closed; other errors are told."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    checkpoints._hush.cache_clear()
+    Checkpoints(path, 5).close()
+    late, other = (types.SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "other"))
+    for each in (late, other):
+        sys.unraisablehook(each)
+    assert told == [other]
+    checkpoints._hush.cache_clear()
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_a_checkpoint_is_one_message(tmp_path):
+    """A limit on the size of files stands for it; in a process of its own, as most is printed when it ends."""
+    words = [sys.executable, "-m", "experiments", "train", str(DIGITS), "--out", str(tmp_path / "run"), *settings()]
+    script = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
+    script += f"sys.argv = {words[2:]!r}; runpy.run_module('experiments', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "go on with --resume" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_folder_under_another_step_s_name_is_put_aside(path):

@@ -38,7 +38,7 @@ def _finished(chart: Chart, panels: list[Panel], found: Curvature, named: bool) 
 
 
 def _condition(found: Curvature) -> Chart:
-    largest = max(float(record["difference"]) for record in found.records.values())
+    largest = max(map(records.difference, found.records.values()))
     caption = (
         "The largest magnitude of an eigenvalue over the mean one, along the weights of plain training: 1 is "
         "ideal. A gradient step that suits the steepest direction is so many times too small for the mean one. At "

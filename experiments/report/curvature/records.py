@@ -3,22 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import pydantic
+from pydantic import Field
 
 from experiments import files
 from experiments.errors import ConfigError
-from experiments.run_folder.conditioning import KEYS
+from experiments.run_folder.conditioning import KEYS, LEVELS
 from experiments.run_folder.record import MEASURED
+from experiments.schema import checked
 
 Record = dict[str, Any]
 """A `run_folder.conditioning.Measurement` with its `seed` and `step`."""
 
 Number = Callable[[Record], float]
 """A number in a record, NaN where there is none."""
+
+
+class _Spectrum(pydantic.BaseModel):
+    """The parts of a `run_folder.conditioning.Spectrum` that are shown. A number that is not finite is null."""
+
+    size: int = 0
+    exact: bool = True
+    to_mean: float | None = None
+    numerical_range: float | None = None
+    to: dict[str, float | None] = {}
+    above: Annotated[list[float | None], Field(min_length=len(LEVELS), max_length=len(LEVELS))] = []
+
+
+class _Line(pydantic.BaseModel):
+    """The parts of a record that are shown."""
+
+    seed: int
+    step: int
+    coordinates: str
+    difference: float | None
+    cosine_natural: float | None
+    cosine_gradient: float | None
+    decrease: float | None
+    matrices: dict[str, _Spectrum]
+
+
+_LINE = pydantic.TypeAdapter(_Line)
 
 _MATRICES = {
     "hessian": "Hessian",
@@ -76,12 +107,13 @@ def read(path: Path, run: str) -> Curvature | None:
         ConfigError: the file is damaged.
     """
     file = path / MEASURED
-    if not file.is_file():
+    if not os.path.lexists(file):
         return None
     records = {}
     for number, record in files.read_lines(file):
         if missing := [key for key in KEYS if key not in record]:
             raise ConfigError(f"{file}, line {number}: {', '.join(missing)} missing; remove or mend the line")
+        checked(_LINE, record, f"{file}, line {number}")
         records[record["coordinates"], record["seed"], record["step"]] = record
     found = Curvature(run, records)
     return found if len(found.steps) else None
@@ -115,6 +147,11 @@ def cosine_natural(record: Record) -> float:
 def cosine_gradient(record: Record) -> float:
     """The cosine between a gradient step's move of the weights and the gradient of plain weights."""
     return _float(record["cosine_gradient"])
+
+
+def difference(record: Record) -> float:
+    """The largest difference of outputs from those of plain weights, over the largest of the latter."""
+    return _float(record["difference"])
 
 
 def decrease_percent(record: Record) -> float:
