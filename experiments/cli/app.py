@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 
 import typer
@@ -40,4 +42,7 @@ for _name, _command in _COMMANDS.items():
 
 def main() -> None:
     """Entry point of `python -m experiments`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack letters, and a path may hold bytes that are none
     app(prog_name="python -m experiments")

@@ -81,7 +81,9 @@ def run(config: VocoderConfig, source: Path | None, out: Path, on_step: Callable
         _write_sounds(config, {"target": target, "before": before[0], "after": after[0]}, out)
         apart = _write_served(config, trained, mel, after, out)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written to: {error}") from None
+        raise RunError(
+            f"{out}: cannot be written to: {error}; make room or change permissions, and begin anew with another --out"
+        ) from None
     return Result(losses[0], losses[1], (_level(target), _level(after[0])), *apart)
 
 

@@ -1,8 +1,12 @@
 """Command lines that cannot run: one message, exit code 2, and nothing is written."""
 
+import io
+import sys
+
 import pytest
 import tomli_w
 
+from experiments.cli import app
 from experiments.config import toml_file
 from tests.experiments.commands import DIGITS, ROOT, fails
 from tests.experiments.test_config import write
@@ -122,3 +126,11 @@ def test_a_folder_with_a_run_is_gone_on_with_only_by_resume_and_with_its_config(
     assert "arms.plain.train.steps: 600 there, 24 here" in errors
     assert (run / "config.toml").read_bytes() == before
     assert [path.name for path in run.iterdir()] == ["config.toml"]
+
+
+def test_letters_that_the_terminal_lacks_are_replaced(monkeypatch):
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, "ascii"))
+    monkeypatch.setattr(app, "app", lambda prog_name: print("2.1 \N{PLUS-MINUS SIGN} 0.1 \udcff", flush=True))
+    app.main()
+    assert shown.getvalue() == b"2.1 ? 0.1 ?\n"
