@@ -79,10 +79,13 @@ def _problem(name: str, fn: object) -> str:
     if isinstance(fn, nnx.Module):
         call = "wn_jax.nnx.WeightNormed(model, axes)" if name == "wrap" else _of_model(name, "model(x)")
         return f"the NNX module {kind} itself: call {call}"
-    if _is_module(fn, "flax.linen"):
+    if _is_a(fn, "flax.linen", "Module"):
         return f"the Linen module {kind} itself: call {name}(model.apply)(params, x)"
-    if _is_module(fn, "equinox") and _holds_parameters(fn) and not _is_wrapper_of_equinox(fn):
-        return f"the Equinox module {kind} itself: call {_of_model(name, 'jax.vmap(model)(x)')}"
+    if _is_a(fn, "keras", "Layer"):
+        return f"the Keras model {kind} itself: call {name}(model.stateless_call)(params, state, x)"
+    if _is_a(fn, "equinox", "Module") and _holds_parameters(fn) and not _is_wrapper_of_equinox(fn):
+        call, otherwise = _of_model(name, "jax.vmap(model)(x)"), "(Where it takes parameters, pass its __call__)"
+        return f"the Equinox module {kind} itself: call {call}. {otherwise}"
     if callable(fn):
         return ""
     if callable(getattr(fn, "apply", None)):  # Haiku's Transformed, and its like
@@ -94,9 +97,9 @@ def _of_model(name: str, output: str) -> str:
     return f"{name}(lambda model, x: {output})(model, x)"
 
 
-def _is_module(fn: object, package: str) -> bool:
-    """Whether this is a module of that framework, which need not be there."""
-    return any(cls.__name__ == "Module" and cls.__module__.startswith(package) for cls in type(fn).__mro__)
+def _is_a(fn: object, package: str, name: str) -> bool:
+    """Whether this is of that class, whose package need not be there."""
+    return any(cls.__name__ == name and f"{cls.__module__}.".startswith(f"{package}.") for cls in type(fn).__mro__)
 
 
 def _is_wrapper_of_equinox(fn: object) -> bool:

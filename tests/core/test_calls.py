@@ -36,7 +36,11 @@ def message(call):
     ("model", "got", "call"),
     [
         (LINEN, "the Linen module Dense itself", "{name}(model.apply)(params, x)"),
-        (EQUINOX, "the Equinox module Linear itself", "{name}(lambda model, x: jax.vmap(model)(x))(model, x)"),
+        (
+            EQUINOX,
+            "the Equinox module Linear itself",
+            "{name}(lambda model, x: jax.vmap(model)(x))(model, x). (Where it takes parameters, pass its __call__)",
+        ),
         (HAIKU, "a Transformed", "{name}(model.apply)(params, ...)"),
         (PARAMS, "dict", "{name}(model.apply)(params, x)"),
         (NNX, "the NNX module Linear itself", "{name}(lambda model, x: model(x))(model, x)"),
@@ -84,9 +88,19 @@ class Loss(eqx.Module):
         return (x @ params["kernel"]) ** self.power
 
 
+class Shifted(eqx.Module):
+    """One that holds arrays beside."""
+
+    shift: jax.Array
+
+    def __call__(self, params, x):
+        return x @ params["kernel"] + self.shift
+
+
 @pytest.mark.parametrize(
     "function",
     [
+        Shifted(jnp.ones(3)).__call__,
         Loss(2),
         eqx.filter_jit(Loss(2)),
         eqx.Partial(lambda y, params, x: x @ params["kernel"] + y, jnp.ones(3)),

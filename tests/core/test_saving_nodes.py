@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from flax import nnx
 
 import wn_jax as wn
 
@@ -170,6 +171,23 @@ def test_a_plain_file_and_a_target_with_nodes_in_nodes(path):
     wn.save(path, {"w": wn.WeightNorm.from_weight(KERNEL, -2)})
     with pytest.raises(ValueError, match=r"'w/v' is no node in the file and the node LowRank"):
         wn.load(path, {"w": dora()})
+
+
+def test_an_nnx_module_with_a_node_in_a_node(path):
+    def module(key):
+        model = nnx.Sequential(nnx.Linear(5, 4, rngs=nnx.Rngs(key)))
+        kernel = model.layers[0].kernel
+        node = wn.WeightNorm.from_weight(kernel, -2)
+        model.layers[0].kernel = dataclasses.replace(node, v=low_rank(node.v, scaling=0.5))
+        return model
+
+    saved = module(0)
+    wn.save(path, saved)
+    back = wn.load(path, module(1))
+    first, second = (model.layers[0].kernel for model in (back, saved))
+    assert type(first.v) is LowRank
+    for part in (lambda node: node.g[...], lambda node: node.v.base[...], lambda node: node.v.a):
+        np.testing.assert_array_equal(part(first), part(second))
 
 
 def test_a_field_that_no_file_can_hold_comes_from_the_target(path):

@@ -200,4 +200,4 @@ def _unpacked(leaf: Leaf) -> PyTree:
     if not is_node(leaf):
         return leaf
     children = jax.tree.leaves_with_path(leaf, is_leaf=lambda x: x is not leaf)
-    return {key.name: child for (key,), child in children}
+    return {key.name: _unpacked(child) for (key,), child in children}  # which may be a node itself
