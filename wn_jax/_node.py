@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterable
-from typing import ClassVar, Protocol, TypeGuard
+from typing import ClassVar, NoReturn, Protocol, TypeGuard
 
 import jax
 import jax.core
@@ -148,6 +148,16 @@ class WeightNorm:
         """`(v, g / ||v||)`: `v` as stored, and one number a feature, in float32 at least. Raises as `weight` does."""
         g, v = self._arrays()
         return self.v, scale(g, v.astype(norm_dtype(v.dtype)), self.axes, self.axis_names)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Asked for what a node has not, such as `shape`, by tools that take it for an array: it says what it is."""
+        message = f"{type(self).__name__!r} object has no attribute {name!r}"
+        if name.startswith("_"):
+            raise AttributeError(message)
+        raise AttributeError(
+            f"{message}: it is a node of a parameter tree, and no array. Its arrays are node.g and node.v, and "
+            "node.weight() is its weight; a model takes the tree by wn_jax.wrap or after wn_jax.reconstruct"
+        )
 
     def _arrays(self) -> tuple[jax.Array, jax.Array]:
         """`g`, in the dtype of the norm, and `v`, out of their boxes; checked, as any code may have built the node."""

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from wn_jax._boxes import unbox
 from wn_jax._foreign import hints
 from wn_jax._node import WeightNorm, is_node
-from wn_jax._tree import abstract_weight, filled, flatten, has_nodes, listed, rebuild, unknown_paths
+from wn_jax._tree import abstract_weight, check_is_leaf, filled, flatten, has_nodes, listed, rebuild, unknown_paths
 from wn_jax._types import Axes, AxesRule, Leaf, Params, PyTree
 
 Tree = TypeVar("Tree")
@@ -49,7 +49,7 @@ def reparameterize(params: Params, axes: AxesRule) -> Params:
     Raises:
         ValueError: nothing matches; a path is unknown or names two leaves; an axis is out of range; a leaf is an
             integer or complex array, not an array, or already a node.
-        TypeError: `axes` is neither a mapping nor a function.
+        TypeError: `axes` is neither a mapping nor a function; a leaf is an object around an array, as Keras has.
 
     >>> import jax.numpy as jnp
     >>> params = {"Dense_0": {"kernel": jnp.ones((3, 2)), "bias": jnp.zeros(2)}}
@@ -63,7 +63,8 @@ def reparameterize(params: Params, axes: AxesRule) -> Params:
     if not chosen:
         raise ValueError(
             f"axes match no leaf of params, so nothing would be reparameterized. Its leaves are {listed(paths)}. "
-            "wn_jax.kernel_axes(params) finds those named 'kernel'; for others give a dict {path: axes} or a function."
+            "wn_jax.kernel_axes(params) finds those named 'kernel'; for others give a dict {path: axes} or a function. "
+            "wn_jax.weight_uses(fn)(params, ...) says why infer_axes left a leaf alone."
             + "".join(f" {hint}" for hint in hints(params))
         )
     duplicates = [path for path, count in collections.Counter(paths).items() if count > 1 and path in chosen]
@@ -200,6 +201,7 @@ def _is_kernel(path: str, leaf: Leaf) -> bool:
 def _node_of(path: str, leaf: Leaf, axes: Axes) -> WeightNorm:
     """The node for one leaf, or an error that says which leaf is meant."""
     array = unbox(leaf)
+    check_is_leaf(path, leaf)
     if is_node(leaf):
         raise ValueError(
             f"{path!r} is already a {type(leaf).__name__} node; leave it out of axes, or reconstruct(params) first"

@@ -74,6 +74,19 @@ def is_array(x: Leaf) -> TypeGuard[jax.Array | np.ndarray | np.generic | jax.Sha
     return isinstance(x, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
+def check_is_leaf(path: str, x: Leaf) -> None:
+    """Raises where a leaf stands for an array that JAX does not see in it, as a variable of Keras does.
+
+    Raises:
+        TypeError: it does.
+    """
+    if hasattr(type(x), "__jax_array__") and not (is_array(x) or is_box(x)):
+        raise TypeError(
+            f"{path!r} is a {type(x).__name__}, and not the array in it; pass the arrays: of Keras, "
+            "[variable.value for variable in model.trainable_variables]"
+        )
+
+
 def check_has_numbers(name: str, value: Leaf) -> None:
     """Raises where an array is abstract, or out of this process's reach."""
     if isinstance(value, (jax.ShapeDtypeStruct, jax.core.Tracer)):

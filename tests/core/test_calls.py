@@ -145,3 +145,34 @@ def test_the_data_in_the_place_of_the_parameters():
 def test_other_slips(call, expected):
     with pytest.raises((TypeError, ValueError), match=expected):
         call()
+
+
+class Variable:
+    """What stands for an array, as a variable of Keras does, and is no leaf that JAX traces."""
+
+    shape, dtype, ndim = (4, 3), jnp.float32, 2
+
+    def __jax_array__(self):
+        return jnp.ones((4, 3))
+
+
+def test_variables_of_keras_are_no_arrays():
+    def call(params, x):
+        return x @ jnp.asarray(params["kernel"])
+
+    params = {"kernel": Variable()}
+    for function in (wn.infer_axes(call), wn.weight_uses(call)):
+        with pytest.raises(TypeError, match=r"'kernel' is a Variable, and not the array in it; .*variable.value"):
+            function(params, X)
+    with pytest.raises(TypeError, match="'kernel' is a Variable, and not the array in it"):
+        wn.reparameterize(params, {"kernel": -2})
+
+
+def test_a_node_says_that_it_is_no_array():
+    node = NODES["params"]["kernel"]
+    assert not hasattr(node, "shape")
+    for name in ("shape", "ndim", "value"):
+        with pytest.raises(AttributeError, match=rf"'WeightNorm' object has no attribute '{name}'.*node.weight\(\)"):
+            getattr(node, name)
+    with pytest.raises(AttributeError, match="no attribute '__array__'$"):
+        node.__array__()

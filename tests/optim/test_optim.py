@@ -1,5 +1,7 @@
 """optax pieces: labels, decay, projection and statistics."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,3 +156,25 @@ def test_the_effective_step_is_what_an_sgd_step_turns_the_direction_by():
     np.testing.assert_allclose(
         turned, lr * figures["effective_step"][0] * np.linalg.norm(orthogonal, axis=0), rtol=1e-3
     )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Doubled:
+    """A node within a node: its weight is twice its array."""
+
+    half: jax.Array
+
+    def weight(self):
+        return 2 * self.half
+
+    def factors(self):
+        return self.half, jnp.full((1, 1), 2.0)
+
+
+def test_a_direction_that_is_itself_a_node():
+    params = {"kernel": wn.WeightNorm(jnp.array([[3.0]]), Doubled(jnp.array([[1.5], [2.0]])), (-2,))}
+    stats = optim.direction_stats(params)["kernel"]
+    np.testing.assert_allclose([stats["v_norm"], stats["g"], stats["effective_step"]], [5, 3, 3 / 25], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"cannot keep the norms of 'kernel': a node stands there as v.*optax.masked"):
+        optim.project_directions().init(params)

@@ -23,7 +23,7 @@ from wn_jax._program.factored import can_hold_directions
 from wn_jax._program.jaxpr import Program, Site, is_input, trace
 from wn_jax._program.notes import Bias, Notes, Problem, Reason, Use
 from wn_jax._program.walk import walk
-from wn_jax._tree import abstract_weight, flatten_with_keys, leaf_path
+from wn_jax._tree import abstract_weight, check_is_leaf, flatten_with_keys, leaf_path
 from wn_jax._types import KeyPath, Leaf, Params, PyTree
 
 
@@ -200,6 +200,7 @@ def _parameters(tree: Params) -> tuple[list[_Parameter], Params]:
             reduced = frozenset(axis for axis, size in enumerate(scale.shape) if size == 1)
             parameters.append(_Parameter(path, position, plain, leaf, reduced, frozen))
         else:
+            check_is_leaf(path, leaf)
             parameters.append(_Parameter(path, position, leaf, None, None, frozen))
     return parameters, jax.tree.unflatten(treedef, [parameter.plain for parameter in parameters])
 

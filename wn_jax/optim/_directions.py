@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from wn_jax._boxes import rebox, unbox
-from wn_jax._node import WeightNorm
+from wn_jax._node import WeightNorm, is_node
 from wn_jax._norms import norm, norm_dtype
-from wn_jax._tree import leaf_path
+from wn_jax._tree import leaf_path, listed, rebuild
 from wn_jax._types import KeyPath, Leaf, Params
 
 
@@ -61,7 +61,8 @@ def project_directions() -> optax.GradientTransformation:
     This is the variant of EDM2 (arXiv 2312.02696), nGPT (arXiv 2410.01131) and SimbaV2 (arXiv 2502.15280).
 
     Raises:
-        ValueError: `init` finds no `WeightNorm` node, or `update` is called without `params` or on other nodes.
+        ValueError: `init` finds no `WeightNorm` node, or one whose `v` is itself a node; or `update` is called without
+            `params` or on other nodes.
 
     >>> tx = optax.chain(optax.adam(1e-3), project_directions())
     """
@@ -69,6 +70,11 @@ def project_directions() -> optax.GradientTransformation:
     def init(params: Params) -> ProjectDirectionsState:
         if not _nodes_by_path(params):
             raise ValueError("project_directions found no WeightNorm node in the parameters; reparameterize them first")
+        if nested := [path for path, node in _nodes_by_path(params).items() if is_node(node.v)]:
+            raise ValueError(
+                f"project_directions cannot keep the norms of {listed(nested)}: a node stands there as v, and an "
+                "update moves its parts, not v. Leave these out, with optax.masked or optax.partition"
+            )
         return ProjectDirectionsState(lengths_to_keep(params))
 
     def update(
@@ -130,8 +136,8 @@ def _length(node: WeightNorm) -> jax.Array:
 
 
 def _wide_direction(node: WeightNorm) -> jax.Array:
-    """`v` without its box, in the norm's dtype."""
-    v = unbox(node.v)
+    """`v` without its box, in the norm's dtype; where a node stands there, its weight."""
+    v = unbox(rebuild(node.v))
     return jnp.asarray(v, norm_dtype(v.dtype))
 
 
