@@ -174,5 +174,5 @@ def test_a_node_says_that_it_is_no_array():
     for name in ("shape", "ndim", "value"):
         with pytest.raises(AttributeError, match=rf"'WeightNorm' object has no attribute '{name}'.*node.weight\(\)"):
             getattr(node, name)
-    with pytest.raises(AttributeError, match="no attribute '__array__'$"):
+    with pytest.raises(AttributeError, match=r"no attribute '__array__'$"):
         node.__array__()
