@@ -64,15 +64,15 @@ def test_a_folder_with_one_file(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     check_is_state(from_state_dict(tmp_path))
     safetensors.numpy.save_file(STATE, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"several checkpoints in it; name one: 'model.safetensors', 'oth"):
+    with pytest.raises(IsADirectoryError, match=r"several checkpoints in it; name one: 'model.safetensors', 'oth"):
         from_state_dict(tmp_path)
 
 
 def test_a_folder_without_one(tmp_path):
-    with pytest.raises(ValueError, match=r"is a folder without a .safetensors file in it; name the file$"):
+    with pytest.raises(IsADirectoryError, match=r"is a folder without a .safetensors file in it; name the file$"):
         from_state_dict(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
-    with pytest.raises(ValueError, match=r"'pytorch_model.bin' are pickles: load them with torch.load"):
+    with pytest.raises(IsADirectoryError, match=r"'pytorch_model.bin' are pickles: load them with torch.load"):
         from_state_dict(tmp_path)
 
 

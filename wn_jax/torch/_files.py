@@ -23,8 +23,8 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         ValueError: a file is cut off or something else; an index is none, names a part outside of its folder, or other
-            arrays than its parts hold; a folder holds no checkpoint, or several.
-        OSError: a file cannot be read, or a part is missing.
+            arrays than its parts hold.
+        OSError: a file cannot be read, or a part is missing; a folder holds no checkpoint, or several.
     """
     if path.is_dir():
         path = _checkpoint_in(path)
@@ -39,10 +39,10 @@ def _checkpoint_in(folder: Path) -> Path:
         if len(found) == 1:
             return folder / found[0]
         if found:
-            raise ValueError(f"{folder} is a folder with several checkpoints in it; name one: {listed(found)}")
+            raise IsADirectoryError(f"{folder} is a folder with several checkpoints in it; name one: {listed(found)}")
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     remedy = f"; {listed(pickles)} are pickles: {_OF_PICKLES}" if pickles else ""
-    raise ValueError(f"{folder} is a folder without a .safetensors file in it; name the file{remedy}")
+    raise IsADirectoryError(f"{folder} is a folder without a .safetensors file in it; name the file{remedy}")
 
 
 _OF_PICKLES = "load them with torch.load(path, weights_only=True), and pass the dict of tensors that is in them"

@@ -58,7 +58,7 @@ def from_state_dict(
             than the other; a file is cut off, or of another kind, which is named; parts and their index do not have the
             same arrays; a value is no array.
         TypeError: `state` is neither a mapping of names nor a path; `dim` or `plain` is of a wrong type.
-        OSError: a file cannot be read, or a part is missing.
+        OSError: a file cannot be read, or a part is missing; a folder holds no checkpoint, or several.
 
     >>> state = {"conv.weight_g": np.ones((6, 1, 1)), "conv.weight_v": np.ones((6, 4, 3)), "conv.bias": np.zeros(6)}
     >>> tree = from_state_dict(state)
