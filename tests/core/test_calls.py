@@ -148,7 +148,7 @@ def test_other_slips(call, expected):
 
 
 class Variable:
-    """What stands for an array, as a variable of Keras does, and is no leaf that JAX traces."""
+    """Something that stands for an array, as a variable of Keras does, and is no leaf that JAX traces."""
 
     shape, dtype, ndim = (4, 3), jnp.float32, 2
 

@@ -53,6 +53,7 @@ def small(monkeypatch):
     jax.config.update("jax_enable_compilation_cache", True)
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_figures_and_a_chart(small, tmp_path):
     result = invoke("bench", "--seconds", 1, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -123,7 +123,7 @@ def assert_true(view, coordinates):
         assert (axis in view.partial) == (set(np.unique(found)) != set(range(view.shape[axis])))
 
 
-@hypothesis.settings(settings, max_examples=250)
+@hypothesis.settings(settings, max_examples=150)
 @hypothesis.given(data=st.data(), shape=shapes)
 def test_a_view_says_where_its_numbers_are_in_the_source(data, shape):
     view, coordinates = View.of("w", shape), np.indices(shape)
