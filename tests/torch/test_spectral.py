@@ -100,6 +100,15 @@ def arrays(**changes):
             arrays(weight_u=np.ones(4)),
             r"u of shape \(4,\) and v of shape \(3,\), of 'weight_orig' .* fit no dim",
         ),
+        (
+            arrays(weight_v=None),
+            r"'weight_orig' is under a spectral norm whose 'weight_v' is missing; load it into the",
+        ),
+        (arrays(weight_u=None), "'weight_orig' is under a spectral norm whose 'weight_u' is missing"),
+        (
+            {"parametrizations.weight.original": np.ones((2, 3)), "parametrizations.weight.0._u": np.ones(2)},
+            "'parametrizations.weight.original' is under a spectral norm whose 'parametrizations.weight.0._v' is",
+        ),
         (arrays(weight=np.ones((2, 3))), "'weight' is in the state dict, and so is 'weight_orig'; leave out one"),
         (arrays(weight_v=np.zeros(3)), "the spectral norm of 'weight' is 0"),
         (arrays(weight_orig=np.full((2, 3), np.nan)), "'weight_orig', or its u or v, is no array of finite"),

@@ -68,7 +68,12 @@ def _array(name: str, value: Leaf) -> np.ndarray:
         raise ValueError(f"{name!r} is no array or tensor, but of type {type(value).__name__}; leave it out")
     if not (jnp.issubdtype(array.dtype, np.number) or array.dtype == bool):
         raise ValueError(f"{name!r} is an array of {array.dtype}, not of numbers; leave it out")
-    return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes this machine's byte order only
+    return native(array)
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """The array in this machine's byte order, as JAX and PyTorch take no other; itself where it is in that."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _of_tensor(name: str, tensor: Leaf) -> np.ndarray:

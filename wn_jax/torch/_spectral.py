@@ -38,8 +38,16 @@ class SpectralNorm:
     """The right one."""
 
 
-def find_spectral_norms(names: Collection[str]) -> list[SpectralNorm]:
-    """The spectral norms among names, all of whose arrays are there."""
+def find_spectral_norms(names: Collection[str], complete: bool = False) -> list[SpectralNorm]:
+    """The spectral norms among names, all of whose arrays are there.
+
+    Arguments:
+        names: the names of a state dict.
+        complete: whether one without its `u` or its `v` is an error, as it could not be folded.
+
+    Raises:
+        ValueError: one is to be complete, and is not.
+    """
     found = []
     for name in names:
         if match := _NEW.fullmatch(name):
@@ -48,7 +56,15 @@ def find_spectral_norms(names: Collection[str]) -> list[SpectralNorm]:
         elif match := _OLD.fullmatch(name):
             weight = match["module"] + match["weight"]
             found.append(SpectralNorm(weight, name, f"{weight}_u", f"{weight}_v"))
-    return [norm for norm in found if norm.u in names and norm.v in names and not _has_more(norm, names)]
+    found = [norm for norm in found if norm.u in names or norm.v in names]
+    halves = [norm for norm in found if not (norm.u in names and norm.v in names)]
+    if halves and complete:
+        missing = halves[0].v if halves[0].u in names else halves[0].u
+        raise ValueError(
+            f"{halves[0].original!r} is under a spectral norm whose {missing!r} is missing; load it into the PyTorch "
+            "model, which knows what early versions of PyTorch saved, and take that model's state dict"
+        )
+    return [norm for norm in found if norm not in halves and not _has_more(norm, names)]
 
 
 def folded(

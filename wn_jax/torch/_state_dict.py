@@ -20,7 +20,7 @@ from wn_jax._boxes import unbox
 from wn_jax._node import WeightNorm, check_shapes, is_node
 from wn_jax._tree import check_has_numbers, flatten_with_keys, is_array, leaf_path
 from wn_jax._types import Leaf, Params
-from wn_jax.torch._arrays import ArrayOrNode, arrays_of, cast
+from wn_jax.torch._arrays import ArrayOrNode, arrays_of, cast, native
 from wn_jax.torch._pairs import Dims, Pair, Scheme, check_known, find_pairs, half_names, node_of
 from wn_jax.torch._spectral import find_spectral_norms, folded
 
@@ -53,10 +53,10 @@ def from_state_dict(
         PyTorch model further changes them. (`to_flax` and `to_state_dict` make copies.)
 
     Raises:
-        ValueError: half of a pair is missing; a weight is there twice, in two schemes or also folded; `g` fits no
-            `dim`, or a spectral norm several; a half is no floating-point array, has NaN or infinity, or another dtype
-            than the other; a file is cut off, or of another kind, which is named; parts and their index do not have the
-            same arrays; a value is no array.
+        ValueError: half of a pair is missing, or of a spectral norm that is to be folded; a weight is there twice, in
+            two schemes or also folded; `g` fits no `dim`, or a spectral norm several; a half is no floating-point
+            array, has NaN or infinity, or another dtype than the other; a file is cut off, or of another kind, which is
+            named; parts and their index do not have the same arrays; a value is no array.
         TypeError: `state` is neither a mapping of names nor a path; `dim` or `plain` is of a wrong type.
         OSError: a file cannot be read, or a part is missing; a folder holds no checkpoint, or several.
 
@@ -70,7 +70,7 @@ def from_state_dict(
     arrays = arrays_of(state)
     if not isinstance(dim, Mapping | int | None):
         raise TypeError(f"dim is an int, or a dict from names to ints; got {dim!r}")
-    norms = find_spectral_norms(arrays) if fold_spectral else []
+    norms = find_spectral_norms(arrays, complete=True) if fold_spectral else []
     if norms:
         arrays = folded(arrays, norms, dim)
     pairs = find_pairs(arrays, plain)
@@ -131,7 +131,7 @@ def as_numpy(name: str, leaf: Leaf) -> ArrayOrNode:
         kind = value.dtype if is_array(value) else type(value).__name__
         raise ValueError(f"{name!r} is of type {kind}, not an array of numbers; leave it out")
     check_has_numbers(name, value)
-    return np.asarray(value)
+    return native(np.asarray(value))
 
 
 def nested(leaves: Mapping[str, ArrayOrNode]) -> dict[str, Params]:
