@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import tarfile
 import zipfile
 
@@ -13,7 +14,7 @@ import safetensors.numpy
 from flax import serialization
 
 import wn_jax as wn
-from wn_jax.torch import from_state_dict, to_state_dict
+from wn_jax.torch import Array, from_state_dict, to_flax, to_state_dict
 
 STATE = {
     "up.weight_g": np.arange(1, 7, dtype=np.float32).reshape(6, 1, 1),
@@ -57,6 +58,26 @@ def test_an_index_with_a_byte_order_mark(folder):
     index = folder / "model.safetensors.index.json"
     index.write_bytes(b"\xef\xbb\xbf" + index.read_bytes())
     check_is_state(from_state_dict(index))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors.index.fp16.json", "renamed.json", "5f70bf18a086007016e948b04aed3b82"]
+)
+def test_an_index_of_another_name(folder, name):
+    """As diffusers name that of a variant, people copy it, and the cache of Hugging Face keeps it."""
+    index = (folder / "model.safetensors.index.json").rename(folder / name)
+    index.write_text(index.read_text().replace("336", "336" + " " * 2000))
+    check_is_state(from_state_dict(index))
+
+
+def test_a_folder_with_the_index_of_a_variant(folder):
+    (folder / "model.safetensors.index.json").rename(folder / "model.safetensors.index.fp16.json")
+    check_is_state(from_state_dict(folder))
+
+
+def test_hidden_files_are_no_checkpoints(folder):
+    (folder / "._model.safetensors.index.json").write_bytes(b"\0\5\x16\7")  # as macOS leaves beside copies
+    check_is_state(from_state_dict(folder))
 
 
 def test_a_folder_with_one_file(tmp_path):
@@ -103,12 +124,21 @@ def test_parts_that_hold_more_or_less_than_the_index_says(folder):
 
 
 @pytest.mark.parametrize(
-    "part", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "", "a\x00b", "C:\\x\\..\\y/z"]
+    "part",
+    ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "", "a\x00b", "C:\\x\\..\\y/z", "x" * 5000],
 )
 def test_a_part_outside_of_the_folder_is_refused(folder, part):
     write_index(folder, {"up.bias": part})
-    with pytest.raises((ValueError, FileNotFoundError), match=r"names a part that is not beside it|missing|null"):
+    with pytest.raises(ValueError, match="names a part that is not beside it") as caught:
         from_state_dict(folder)
+    assert len(str(caught.value)) < 600
+
+
+def test_the_name_of_a_missing_part_can_be_printed(folder):
+    write_index(folder, {"up.bias": "\ud800"})
+    with pytest.raises(FileNotFoundError, match="is missing: ") as caught:
+        from_state_dict(folder)
+    str(caught.value).encode("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +198,12 @@ KINDS = [
     ("weights.npz", npz, r"an .npz archive of NumPy; pass what np.load\(path\) returns"),
     ("weights.npy", npy, r"an array of NumPy \(.npy\); load it with np.load"),
     ("model.pt", lambda: archive("model/data.pkl"), r"a pickle of PyTorch; .*torch.load\(path, weights_only=True\)"),
-    ("model.pth", lambda: b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a pickle of PyTorch; "),
+    ("model.pth", lambda: b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a pickle of PyTorch; "),  # before 1.6
+    (
+        "params.pkl",
+        lambda: pickle.dumps(STATE),
+        "a pickle of Python; reading it can run code",
+    ),  # as people keep Haiku's
     ("model.keras", lambda: archive("metadata.json"), "a .keras archive; load it with Keras"),
     ("model.zip", lambda: archive("model.safetensors"), "a zip archive; unpack it first"),
     ("model.gguf", lambda: b"GGUF\x03\0\0\0", "a GGUF file"),
@@ -176,6 +211,8 @@ KINDS = [
     ("model.safetensors.gz", lambda: gzip.compress(b"x"), "a gzip archive; unpack it first"),
     ("model.tar", tar, "a tar archive; unpack it first"),
     ("page.safetensors", lambda: b"\n<!DOCTYPE html><html>", r"a page of the web \(HTML\).*download the file itself"),
+    ("page.safetensors", lambda: b"<!-- saved --><head>", r"a page of the web \(HTML\)"),
+    ("error.safetensors", lambda: b"Entry not found", "text that begins 'Entry not found'; download the file itself"),
     ("error.safetensors", lambda: b"<?xml version='1.0'?><Error>", "XML, such as an error of a server"),
     (
         "model.safetensors",
@@ -202,6 +239,18 @@ def test_a_file_of_another_kind_is_named(tmp_path, read, name, content, message)
 def test_load_leads_from_an_index_to_the_function_that_reads_it(folder):
     with pytest.raises(ValueError, match=r"index of a checkpoint in parts \(shards\); wn_jax.torch.from_state_dict"):
         wn.load(folder / "model.safetensors.index.json")
+
+
+def test_a_tree_in_another_byte_order():
+    torch = pytest.importorskip("torch")
+    lstm_biases = {f"bias_{side}": np.arange(4, dtype=">f4") for side in ("ih", "hh")}
+    tree = {"up": {"weight": wn.WeightNorm(np.full((2, 1), 3, ">f4"), np.ones((2, 3), ">f4"), (-1,))}, **lstm_biases}
+    state = {name: torch.from_numpy(value).tolist() for name, value in to_state_dict(tree, "old").items()}
+    assert state["up.weight_g"] == [[3.0], [3.0]]
+    assert state["bias_ih"] == [0.0, 1.0, 2.0, 3.0]
+    names = {name: Array("bias", add=True) for name in lstm_biases}
+    params = to_flax(lstm_biases, {"bias": np.zeros(4, np.float32)}, names)
+    assert params["bias"].tolist() == [0.0, 2.0, 4.0, 6.0]
 
 
 def test_arrays_in_another_byte_order():

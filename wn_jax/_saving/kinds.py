@@ -13,11 +13,13 @@ _TENSORS = (
 )
 _DOWNLOAD = "download the file itself"
 _UNPACK = "unpack it first"
+_PICKLE = "reading it can run code, so do that only where you trust it, and pass a dict from names to arrays"
 
 # The first bytes of a file, what it is, and what to do.
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x93NUMPY", "an array of NumPy (.npy)", "load it with np.load, and pass a dict from names to arrays"),
-    *((bytes((0x80, version)), "a pickle of PyTorch", _TENSORS) for version in (2, 3, 4, 5)),  # before PyTorch 1.6
+    (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "a pickle of PyTorch", _TENSORS),  # before PyTorch 1.6
+    *((bytes((0x80, version)), "a pickle of Python", _PICKLE) for version in (2, 3, 4, 5)),
     (b"GGUF", "a GGUF file of llama.cpp", "its arrays are quantized; take the checkpoint that it was made from"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as of Keras", "read it with h5py, and pass a dict from names to arrays"),
     (b"\x1f\x8b", "a gzip archive", _UNPACK),
@@ -30,17 +32,18 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x89PNG", "a picture (PNG)", "pass a file of weights"),
     (b"%PDF", "a document (PDF)", "pass a file of weights"),
 )
+_PAGES = (b"<!", b"<html", b"<head", b"<body")
 _ZIP = b"PK\x03\x04"
 _IN_TAR = 257  # where a tar archive says that it is one
+_ENOUGH = 2**16  # bytes in which an index comes to its map, after what is said about it
 
 
 def described(path: Path) -> str:
     """The kind of a file with what to do with it, as the end of a sentence; or nothing, where it is not known."""
-    with path.open("rb") as file:
-        start = file.read(512)
+    start = _start(path)
     if not start:
         return "it is empty: the download or the copy of it failed"
-    if start[4:9] == b"\0\0\0\0{":  # the length of a header may be the first bytes of anything
+    if _has_header(start):
         return ""
     if start.startswith(_ZIP):
         return _of_zip(path, start)
@@ -50,6 +53,30 @@ def described(path: Path) -> str:
     if start[_IN_TAR:].startswith(b"ustar"):
         return f"it is a tar archive; {_UNPACK}"
     return _of_text(path, start)
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is the index of a checkpoint in parts, by its name or, under any other, by what is in it."""
+    if path.name.endswith(".index.json"):
+        return True
+    start = _start(path)
+    return not _has_header(start) and _text(start).startswith(b"{") and b'"weight_map"' in start
+
+
+def _start(path: Path) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(_ENOUGH)
+
+
+def _has_header(start: bytes) -> bool:
+    """Whether these are the first bytes of a safetensors file. Its header's length may be those of anything."""
+    return start[4:9] == b"\0\0\0\0{"
+
+
+def _text(start: bytes) -> bytes:
+    """Text without what may stand before it."""
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
 def _of_zip(path: Path, start: bytes) -> str:
@@ -66,14 +93,14 @@ def _of_zip(path: Path, start: bytes) -> str:
 
 
 def _of_text(path: Path, start: bytes) -> str:
-    """Of text: a page of the web, or JSON, which may be the index of a checkpoint in parts."""
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text[:9].lower().startswith((b"<!doctype", b"<html")):
+    """Of text: a page of the web; JSON, which may be the index of a checkpoint in parts; or a line from a server."""
+    text = _text(start)
+    if text[:5].lower().startswith(_PAGES):
         return f"it is a page of the web (HTML), such as a login or an error; {_DOWNLOAD}"
     if text.startswith(b"<?xml"):
         return f"it is XML, such as an error of a server; {_DOWNLOAD}"
     if text.startswith((b"{", b"[")):
-        if path.name.endswith(".index.json") or b"weight_map" in start:
+        if is_index(path):
             return (
                 "it is the index of a checkpoint in parts (shards); wn_jax.torch.from_state_dict reads it with all of "
                 "its parts"
@@ -81,4 +108,6 @@ def _of_text(path: Path, start: bytes) -> str:
         return "it is JSON, such as a config; pass the file with the weights"
     if path.suffix in (".msgpack", ".flax"):
         return "it is a msgpack file of Flax; read it with flax.serialization.msgpack_restore"
+    if text.isascii() and (line := text[:40].decode().partition("\n")[0].strip()).isprintable():
+        return f"it is text that begins {line!r}; {_DOWNLOAD} where that is an error of a server"
     return ""

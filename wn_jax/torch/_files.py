@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import collections
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 
 from wn_jax._saving.file_format import read_arrays
 from wn_jax._saving.files import check_regular
+from wn_jax._saving.kinds import is_index
 from wn_jax._tree import listed
 
-_INDEX = ".index.json"
+# A checkpoint in parts comes before its parts, also where it is a variant (diffusers' `.safetensors.index.fp16.json`).
+_CHECKPOINTS = (re.compile(r".*\.safetensors\.index(\..+)?\.json"), re.compile(r".*\.safetensors"))
+_LONGEST = 255  # bytes of a name, on the usual file systems
 
 
 def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
@@ -28,14 +32,15 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
     """
     if path.is_dir():
         path = _checkpoint_in(path)
-    return _of_parts(path) if path.name.endswith(_INDEX) else read_arrays(path)
+    check_regular(path)
+    return _of_parts(path) if is_index(path) else read_arrays(path)
 
 
 def _checkpoint_in(folder: Path) -> Path:
     """The one index in a folder, or its one file of arrays."""
-    names = sorted(path.name for path in folder.iterdir())
-    for ending in (f".safetensors{_INDEX}", ".safetensors"):
-        found = [name for name in names if name.endswith(ending)]
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    for pattern in _CHECKPOINTS:
+        found = [name for name in names if pattern.fullmatch(name)]
         if len(found) == 1:
             return folder / found[0]
         if found:
@@ -57,7 +62,9 @@ def _of_parts(index: Path) -> dict[str, np.ndarray]:
     for part, names in sorted(parts.items()):
         file = index.parent / part
         if not file.exists():
-            raise FileNotFoundError(f"{file} is missing: {index} is the index of a checkpoint in parts, and names it")
+            raise FileNotFoundError(
+                f"{str(file)!r} is missing: {index} is the index of a checkpoint in parts, and names it"
+            )
         found = read_arrays(file)
         if wrong := sorted(names ^ found.keys()):
             where = "index" if wrong[0] in names else "part"
@@ -71,7 +78,6 @@ def _of_parts(index: Path) -> dict[str, np.ndarray]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """The part in which each array is, as an index says."""
-    check_regular(index)
     try:
         found = json.loads(index.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -81,7 +87,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(parts, dict) or not parts or not all(isinstance(part, str) for part in parts.values()):
         raise ValueError(f"{index} is no index of a checkpoint in parts: it has no 'weight_map' from arrays to files")
     for part in set(parts.values()):
-        if Path(part).name != part or part in ("", ".", ".."):
+        if Path(part).name != part or part in ("", ".", "..") or "\0" in part or len(part) > _LONGEST:
             raise ValueError(f"{index}, the index of a checkpoint, names a part that is not beside it: {part[:300]!r}")
         if part.endswith(".bin"):
             raise ValueError(f"{index} is the index of parts that are pickles of PyTorch: {_OF_PICKLES}")
