@@ -76,6 +76,21 @@ def test_the_bias_inside_of_the_product_stays_apart():
     np.testing.assert_array_equal(again["bias_hh_l0"].reshape(3, 5)[2], second[2])
 
 
+def test_the_gradients_of_a_gru():
+    torch.manual_seed(0)
+    layer = torch.nn.GRU(3, 5, batch_first=True)
+    for name in ("weight_ih_l0", "weight_hh_l0"):
+        layer = parametrizations.weight_norm(layer, name)
+    model, names = nn.RNN(nn.GRUCell(5)), gru("params/cell")
+    params = to_flax(from_state_dict(layer.state_dict()), jax.eval_shape(model.init, jax.random.key(0), X), names)
+    ours = jax.grad(lambda params: (wn.wrap(model.apply)(params, X) ** 2).sum())(params)
+    ours = to_state_dict(from_flax(ours, names))
+    (layer(torch.from_numpy(X))[0] ** 2).sum().backward()
+    for name, value in layer.named_parameters():
+        kept = slice(10, None) if name == "bias_hh_l0" else slice(None)  # of r and z, one bias has the sum
+        np.testing.assert_allclose(ours[name][kept], value.grad.numpy()[kept], rtol=1e-4, atol=1e-5)
+
+
 def test_a_gru_of_both_directions():
     torch.manual_seed(0)
     layer = torch.nn.GRU(3, 5, bidirectional=True, batch_first=True)
@@ -143,3 +158,18 @@ def test_a_linear_layer_of_haiku():
     params = to_flax(from_state_dict(state), target, names)
     with torch.no_grad():
         np.testing.assert_allclose(wn.wrap(net.apply)(params, X), layer(torch.from_numpy(X)).numpy(), atol=1e-6)
+
+
+def test_a_grouped_transposed_convolution_of_equinox():
+    torch.manual_seed(0)
+    options = {"kernel_size": 5, "stride": 2, "padding": 1, "groups": 2}
+    layer = parametrizations.weight_norm(torch.nn.ConvTranspose1d(4, 2, **options))
+    kernel = Array("weight", "(g i) o k -> (g o) i k", {"g": 2}, flip=True)
+    names = {"weight": kernel, "bias": Array("bias", "o -> o 1")}
+    ours = eqx.nn.ConvTranspose1d(4, 2, **options, key=jax.random.key(0))
+    ours = to_flax(from_state_dict(layer.state_dict()), ours, names)
+    x = np.random.default_rng(0).standard_normal((4, 9), np.float32)
+    with torch.no_grad():
+        expected = layer(torch.from_numpy(x)[None])[0].numpy()
+    np.testing.assert_allclose(wn.wrap(lambda layer, x: layer(x))(ours, jnp.asarray(x)), expected, atol=1e-6)
+    assert to_state_dict(from_flax(ours, names)).keys() == layer.state_dict().keys()
